@@ -1,0 +1,1 @@
+"""What every step builds on: documents, configuration, errors, the store, registry, run record, images, models."""

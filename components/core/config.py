@@ -1,0 +1,311 @@
+"""The configuration file: one section a step, every knob with its meaning, unit and the reason for its default.
+
+Covers parsing and checking. Not covered: parameters of one run (source, strategy, GPU), which are pipeline parameters.
+"""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Annotated, Any, Literal, cast, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from components.core.errors import ConfigurationError
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
+MAX_RUNGS = 3  # how many attempts the compiled graph has room for
+StrategyName = Literal["head-only", "fine-tune", "retrain"]
+
+
+class Section(BaseModel):
+    """Base of all sections: frozen, unknown keys refused, the string under a field is its description."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class StoreConfig(Section):
+    """Where windows, model versions, the ledger and run records live."""
+
+    uri: str
+    """A directory (relative to this file) or `s3://bucket/prefix`."""
+    endpoint_url: str | None = None
+    """Address of an S3-compatible server; none means AWS. Credentials come from boto3's default chain."""
+    region: str | None = None
+    """Region to sign with; none means boto3's default chain."""
+    path_style: bool = True
+    """Bucket in the path instead of the host name: what most S3-compatible servers need."""
+    checksums: Literal["when_supported", "when_required"] = "when_required"
+    """boto3's checksum trailers; `when_supported` breaks uploads over TLS on some servers (Ceph 16 answers 411)."""
+    connect_timeout_seconds: Annotated[float, Field(gt=0)] = 5.0
+    """How long to wait for a connection."""
+    read_timeout_seconds: Annotated[float, Field(gt=0)] = 60.0
+    """How long to wait for an answer; must outlast one 32 MiB part on your network."""
+    max_attempts: Annotated[int, Field(ge=1, le=10)] = 4
+    """Tries a request gets, the first included."""
+
+
+class IngestConfig(Section):
+    """Raw folder of class folders -> immutable window."""
+
+    holdout_fraction: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.2
+    """Share of images (by content hash) that never train. Changing it moves images between the sides: set it once."""
+    group_pattern: str | None = None
+    """Regular expression on the path below the source; its first group names the clip, device or upload that makes
+    images dependent. Whole groups go to one side of the split."""
+    ignore: tuple[str, ...] = (".*", "Thumbs.db", "desktop.ini", "__MACOSX")
+    """File and folder names (glob patterns) to pass over."""
+    max_pixels: Annotated[int, Field(gt=0)] = 50_000_000
+    """Images with more pixels count as unreadable: a guard against decompression bombs."""
+    shard_bytes: Annotated[int, Field(gt=0)] = 128 * 2**20
+    """Size at which a tar shard is closed. 128 MiB keeps object counts low and parts parallel."""
+
+
+class ValidationConfig(Section):
+    """Checks on the manifest, before anything is computed from pixels."""
+
+    max_unreadable_fraction: Fraction = 0.02
+    """More files than this that do not decode: the delivery is broken, quarantine."""
+    max_duplicate_fraction: Fraction = 0.5
+    """More exact duplicates than this: a flood, quarantine."""
+    max_conflicting_fraction: Fraction = 0.01
+    """More images than this delivered under two labels: quarantine. Such images never train."""
+    min_images: Annotated[int, Field(ge=1)] = 50
+    """A window with fewer usable images cannot be judged: quarantine."""
+    min_images_per_class: Annotated[int, Field(ge=1)] = 5
+    """A class with fewer images is a warning in the report."""
+    min_side_pixels: Annotated[int, Field(ge=1)] = 8
+    """Shortest side an image may have."""
+    max_undersized_fraction: Fraction = 0.02
+    """More images than this with a shorter side: quarantine."""
+
+
+class DriftConfig(Section):
+    """Two-sample tests of the window against the champion's reference sample, and triage of broken data."""
+
+    alpha: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.01
+    """False-alarm rate of the drift test over all views together."""
+    permutations: Annotated[int, Field(ge=99)] = 499
+    """Permutations of each test; the smallest p-value is 1 / (permutations + 1)."""
+    max_rows: Annotated[int, Field(ge=50)] = 2000
+    """Rows of reference and of window that enter the kernel test (time and memory grow with their square)."""
+    seed: int = 0
+    """Seed of row sampling and of the permutations: the same window gives the same report."""
+    label_fault_gain: Fraction = 0.3
+    """Accuracy that renaming the labels would win back before the label map is called broken."""
+    label_noise_drop: Fraction = 0.3
+    """Accuracy lost although the images look the same before the labels are called wrong."""
+
+
+class DecisionConfig(Section):
+    """Skip, quarantine, fine-tune or retrain."""
+
+    ladder: Annotated[tuple[StrategyName, ...], Field(min_length=1, max_length=MAX_RUNGS)] = ("fine-tune", "retrain")
+    """Strategies in the order they are tried; the gate climbs when a rung does not pass."""
+    fine_tune_at_drop: Fraction = 0.03
+    """Accuracy drop on the new window from which training starts."""
+    retrain_at_drop: Fraction = 0.5
+    """Accuracy drop from which the cheaper rungs are not even tried. 1.0: always try the cheap rungs first."""
+    retrain_at_volume: Annotated[float, Field(gt=0)] = 4.0
+    """New images per old image from which a full retrain is the first choice."""
+    min_new_class_images: Annotated[int, Field(ge=2)] = 20
+    """Images a class that the champion does not know needs before the head grows."""
+
+
+class LoopConfig(Section):
+    """One way of updating the weights."""
+
+    epochs: Annotated[int, Field(ge=1)]
+    """Passes over the training rows."""
+    learning_rate: Annotated[float, Field(gt=0)]
+    """Peak learning rate of AdamW, after a linear warm-up over the first 5 % of the steps, then cosine to zero."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    """Decoupled weight decay."""
+
+
+class TrainingConfig(Section):
+    """The model, and how each strategy updates it."""
+
+    architecture: str = "resnet18"
+    """`small-cnn` (80,000 weights, for images up to 64 pixels) or a torchvision classifier with a linear head."""
+    image_size: Annotated[int, Field(ge=4)] = 224
+    """Side to which images are resized, in pixels."""
+    channels: Literal[1, 3] = 3
+    """1 for grey, 3 for RGB."""
+    batch_size: Annotated[int, Field(ge=1)] = 64
+    """Rows of one step."""
+    seed: int = 0
+    """Seed of initialisation, batch order and replay choice."""
+    replay_fraction: Fraction = 0.3
+    """Share of the champion's training rows replayed (balanced over classes) by head-only and fine-tune."""
+    head_only: LoopConfig = LoopConfig(epochs=60, learning_rate=5e-3)
+    """Only the head, on features computed once."""
+    fine_tune: LoopConfig = LoopConfig(epochs=10, learning_rate=5e-4)
+    """All weights at a low rate, on the new rows and a replay of old ones."""
+    retrain: LoopConfig = LoopConfig(epochs=30, learning_rate=3e-3)
+    """All weights from scratch, on all old and new rows."""
+
+
+class EvaluationConfig(Section):
+    """Champion and challenger on the same rows."""
+
+    batch_size: Annotated[int, Field(ge=1)] = 256
+    """Rows of one forward pass."""
+
+
+class GateConfig(Section):
+    """What a challenger must show before it is promoted. Bounds are one-sided at confidence 1 - alpha."""
+
+    alpha: Annotated[float, Field(gt=0.0, lt=0.5)] = 0.05
+    """Chance, per holdout, of promoting a model that is worse than the margin."""
+    old_margin: Fraction = 0.01
+    """Accuracy the challenger may lose on the old holdout. One point needs about 1,250 rows at 2 % discordance."""
+    new_margin: Fraction = 0.01
+    """Accuracy the challenger may lose on the new holdout, over the classes that the champion knows."""
+    min_accuracy: Fraction = 0.7
+    """Accuracy the challenger must reach on the new holdout (lower bound), whatever the champion does."""
+    min_new_class_recall: Fraction = 0.5
+    """Recall the challenger must reach on each class that the champion does not know (point estimate)."""
+
+
+class ReportConfig(Section):
+    """Where the outcome is told."""
+
+    pushgateway: str | None = None
+    """Address of a Prometheus Pushgateway; a push that fails is logged and never fails the run."""
+    push_timeout_seconds: Annotated[float, Field(gt=0)] = 5.0
+    """How long a push may take."""
+    example_images: Annotated[int, Field(ge=0, le=50)] = 8
+    """Images a class shown in the page, from the champion's windows and from the new one."""
+
+
+class Config(Section):
+    """The whole file."""
+
+    model: Name = "classifier"
+    """Name of the model: the folder of its versions and its ledger."""
+    dataset: Name = "images"
+    """Name of the data set: the folder of its windows."""
+    store: StoreConfig
+    ingest: IngestConfig = IngestConfig()
+    validation: ValidationConfig = ValidationConfig()
+    drift: DriftConfig = DriftConfig()
+    decision: DecisionConfig = DecisionConfig()
+    training: TrainingConfig = TrainingConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    gate: GateConfig = GateConfig()
+    report: ReportConfig = ReportConfig()
+
+
+def check_strategy(strategy: str) -> StrategyName | None:
+    """The strategy a person forced, or None for `auto`: the policy's choice.
+
+    Raises:
+        ConfigurationError: There is no such strategy; the message names the nearest.
+    """
+    names = get_args(StrategyName)
+    if strategy == "auto" or strategy in names:
+        return None if strategy == "auto" else cast(StrategyName, strategy)
+    near = difflib.get_close_matches(strategy, names, n=1)
+    raise ConfigurationError(
+        f"strategy {strategy!r}" + (f", did you mean '{near[0]}'?" if near else ""),
+        expected=f"one of auto, {', '.join(names)}",
+        next_command="retrain run FOLDER --strategy auto",
+    )
+
+
+def load_config(path: str | Path) -> Config:
+    """Read a configuration file and resolve the directory of its store against the file's folder.
+
+    Raises:
+        ConfigurationError: The file is missing, is not YAML, or has an unknown key or a wrong value; the message names
+            the nearest right key.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text()
+    except OSError as error:
+        raise ConfigurationError(
+            f"no configuration at {path} ({error.strerror})",
+            expected="a YAML file",
+            next_command="retrain config > retrain.yaml, then edit store.uri",
+        ) from error
+    try:
+        raw = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigurationError(
+            f"{path} is not YAML: {error}", expected="key: value lines", next_command=f"mend {path}"
+        ) from error
+    config = parse_config(raw, origin=str(path))
+    if "://" in config.store.uri:
+        return config
+    resolved = (path.parent / config.store.uri).resolve()
+    return config.model_copy(update={"store": config.store.model_copy(update={"uri": str(resolved)})})
+
+
+def parse_config(raw: object, *, origin: str) -> Config:
+    """Check a parsed document against the model.
+
+    Args:
+        raw: What the YAML or JSON file holds.
+        origin: Name of the file, for messages.
+
+    Raises:
+        ConfigurationError: See `load_config`.
+    """
+    try:
+        return Config.model_validate(raw)
+    except ValidationError as error:
+        problems = "; ".join(_explain(problem) for problem in error.errors())
+        raise ConfigurationError(
+            f"{origin}: {problems}", expected="the keys that `retrain config` prints", next_command=f"mend {origin}"
+        ) from error
+
+
+def _explain(problem: Any) -> str:
+    place = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] != "extra_forbidden":
+        return f"{place or 'file'}: {problem['msg']} (got {problem['input']!r})"
+    *parents, key = [str(part) for part in problem["loc"]]
+    section: type[BaseModel] = Config
+    for parent in parents:
+        section = section.model_fields[parent].annotation  # type: ignore[assignment]  # sections nest, values do not
+    here = [".".join([*parents, name]) for name in section.model_fields]
+    near = _nearest(key, here) or _nearest(key, _all_keys(Config))
+    return f"unknown key '{place}'" + (f", did you mean '{near}'?" if near else "")
+
+
+def _nearest(key: str, places: list[str]) -> str | None:
+    """The dotted key whose last part looks most like `key`, if any does."""
+    by_name = {place.rpartition(".")[2]: place for place in reversed(places)}
+    match = difflib.get_close_matches(key, by_name, n=1, cutoff=0.6)
+    return by_name[match[0]] if match else None
+
+
+def _all_keys(section: type[BaseModel], prefix: str = "") -> list[str]:
+    keys = []
+    for name, field in section.model_fields.items():
+        keys.append(prefix + name)
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+            keys += _all_keys(field.annotation, f"{prefix}{name}.")
+    return keys
+
+
+def describe_config(section: type[BaseModel] = Config, indent: int = 0) -> str:
+    """Render the defaults as YAML, each key under a comment that says what it means."""
+    pad, lines = "  " * indent, []
+    for name, field in section.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, Section):
+            lines += ["", f"{pad}{name}:  # {(kind.__doc__ or '').splitlines()[0]}", describe_config(kind, indent + 1)]
+            continue
+        lines += [f"{pad}# {line.strip()}" for line in (field.description or "").splitlines()]
+        value = "./store" if name == "uri" else field.get_default()
+        lines.append(f"{pad}{name}: {yaml.safe_dump(_plain(value), default_flow_style=True).splitlines()[0]}")
+    return "\n".join(lines)
+
+
+def _plain(value: object) -> object:
+    return list(value) if isinstance(value, tuple) else value

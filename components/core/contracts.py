@@ -1,0 +1,477 @@
+"""The documents that flow between the steps. Each crosses a process boundary as JSON in the store.
+
+A document carries its verdict as one plain word (`word`, what the graph branches on) and as a sentence (`sentence`,
+what people read in the Kubeflow UI, the report and the terminal). Not covered: bulk data (windows, weights), which
+`windows`, `models` and `registry` keep.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from datetime import datetime
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from components.core.config import LoopConfig, StrategyName
+
+Action = Literal["train", "skip", "quarantine"]
+VerdictWord = Literal["promote", "escalate", "reject", "hold"]
+
+
+class Document(BaseModel):
+    """Base of all documents: frozen, unknown keys refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class StepDocument(Document, ABC):
+    """What a step hands on: one word for the graph, one sentence for people."""
+
+    @property
+    @abstractmethod
+    def word(self) -> str:
+        """The step's output in the graph: plain ASCII."""
+
+    @property
+    @abstractmethod
+    def sentence(self) -> str:
+        """The same for a reader, with its figures."""
+
+
+class Interval(Document):
+    """A two-sided confidence interval, or a one-sided bound where `upper` is None. In the unit of what it bounds."""
+
+    lower: float
+    upper: float | None = None
+
+
+class WindowDocument(StepDocument):
+    """`window.json`: what a window holds. Written last: a window without it does not exist.
+
+    `id` is the digest of what the images are (bytes, label, group, side of the split, usable or not), so the same
+    images in any order are the same window. `files` are the SHA-256 of manifest and shards.
+    """
+
+    id: str
+    dataset: str
+    source: str
+    created: datetime
+    rows: int
+    usable: int
+    train_rows: int
+    holdout_rows: int
+    image_bytes: int
+    class_counts: dict[str, int]
+    status_counts: dict[str, int]
+    files: dict[str, str]
+
+    @property
+    def word(self) -> str:
+        return self.id
+
+    @property
+    def sentence(self) -> str:
+        rest = "".join(f", {n} {status}" for status, n in self.status_counts.items() if status != "ok" and n)
+        return (
+            f"Window {self.id[:12]}: {self.usable} usable images of {len(self.class_counts)} classes "
+            f"({self.train_rows} to train on, {self.holdout_rows} held out){rest}."
+        )
+
+
+class CheckedExpectation(Document):
+    """One expectation on the manifest: what was asked, what was found, what follows when it fails."""
+
+    name: str
+    severity: Literal["reject", "warn"]
+    passed: bool
+    sentence: str
+
+
+class ValidationReport(StepDocument):
+    """What Great Expectations found in the manifest."""
+
+    expectations: tuple[CheckedExpectation, ...]
+
+    @property
+    def failures(self) -> tuple[CheckedExpectation, ...]:
+        return tuple(e for e in self.expectations if e.severity == "reject" and not e.passed)
+
+    @property
+    def warnings(self) -> tuple[CheckedExpectation, ...]:
+        return tuple(e for e in self.expectations if e.severity == "warn" and not e.passed)
+
+    @property
+    def markdown(self) -> str:
+        """The expectations as a table."""
+        rows = [f"| {'✓' if e.passed else e.severity} | {e.sentence} |" for e in self.expectations]
+        return "\n".join(["| | expectation |", "|---|---|", *rows])
+
+    @property
+    def word(self) -> str:
+        return "invalid" if self.failures else "valid"
+
+    @property
+    def sentence(self) -> str:
+        passed = sum(e.passed for e in self.expectations)
+        notes = " ".join(e.sentence for e in (*self.failures, *self.warnings))
+        return f"{passed} of {len(self.expectations)} expectations hold. {notes}".strip()
+
+
+class DriftView(Document):
+    """One two-sample test: `p_value` in (0, 1], smaller is more evidence of change; `effect` grows with the change."""
+
+    name: str
+    p_value: float
+    effect: float
+
+
+class Fault(Document):
+    """A sign that the data are broken rather than the world changed. `effect` in [0, 1], larger is worse."""
+
+    name: str
+    effect: float
+    sentence: str
+
+
+class DriftReport(StepDocument):
+    """How the window differs from what the champion knows.
+
+    `p_value`: combined over all views, false-alarm rate of `drifted` is the configured alpha. `accuracy_drop`: the
+    champion's accuracy on its reference sample minus that on the window's rows of known classes, in [-1, 1], positive
+    is worse, with its 95 % interval. Fields are None where there is no champion, or no row to measure on.
+    """
+
+    champion: str | None
+    rows: int
+    views: tuple[DriftView, ...] = ()
+    p_value: float | None = None
+    drifted: bool = False
+    new_classes: dict[str, int] = {}
+    reference_accuracy: float | None = None
+    window_accuracy: float | None = None
+    accuracy_drop: float | None = None
+    accuracy_drop_interval: Interval | None = None
+    faults: tuple[Fault, ...] = ()
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """The numbers that were measured, by name."""
+        measured = {
+            "p_value": self.p_value,
+            "accuracy_drop": self.accuracy_drop,
+            "window_accuracy": self.window_accuracy,
+            **{f"effect_{view.name.replace(' ', '_')}": view.effect for view in self.views},
+        }
+        return {name: value for name, value in measured.items() if value is not None}
+
+    @property
+    def word(self) -> str:
+        if self.champion is None:
+            return "no-champion"
+        if self.faults:
+            return "broken"
+        if self.new_classes:
+            return "new-classes"
+        return "drifted" if self.drifted else "stable"
+
+    @property
+    def sentence(self) -> str:
+        if self.champion is None:
+            return "There is no champion to compare with."
+        parts = [f.sentence for f in self.faults]
+        if self.new_classes:
+            parts.append("New classes: " + ", ".join(f"{c} ({n} images)" for c, n in self.new_classes.items()) + ".")
+        if self.p_value is not None:
+            seen = "differ from" if self.drifted else "look like"
+            parts.append(f"The images {seen} the reference (p = {self.p_value:.3f}).")
+        if self.accuracy_drop is not None:
+            scores = f"{self.window_accuracy:.1%} here and {self.reference_accuracy:.1%} on its reference"
+            parts.append(f"The champion scores {scores}.")
+        return " ".join(parts)
+
+
+class Rung(Document):
+    """One training attempt of a plan: the strategy, its hyperparameters, and what it will cost."""
+
+    strategy: StrategyName
+    hyperparameters: LoopConfig
+    training_rows: int
+    estimated_seconds: float | None
+
+
+class Decision(StepDocument):
+    """A plan: what to do, why, and the ladder of attempts in the order they are tried.
+
+    `rule` names the policy's rule that fired; `reasons` are its sentences, the decisive one first. `classes` are those
+    the challenger will know: the champion's in their order, then the new ones.
+    """
+
+    action: Action
+    rule: str
+    reasons: tuple[str, ...]
+    rungs: tuple[Rung, ...] = ()
+    classes: tuple[str, ...] = ()
+    champion: str | None = None
+
+    @property
+    def word(self) -> str:
+        return self.action
+
+    @property
+    def strategy(self) -> str | None:
+        return self.rungs[0].strategy if self.rungs else None
+
+    @property
+    def sentence(self) -> str:
+        plan = " then ".join(rung.strategy for rung in self.rungs)
+        return f"{self.action}{f' ({plan})' if plan else ''}: {' '.join(self.reasons)}"
+
+
+class Lineage(Document):
+    """`lineage.json` of a version: where it comes from. `windows` are all it was trained on, oldest first."""
+
+    parent: str | None
+    windows: tuple[str, ...]
+    strategy: StrategyName
+    hyperparameters: LoopConfig
+    seed: int
+    package: str
+
+
+class TrainingSummary(StepDocument):
+    """What an attempt did. `losses`: mean training loss of each epoch, nats. `images_per_second` counts every pass."""
+
+    version: str
+    strategy: StrategyName
+    rows: int
+    replayed_rows: int
+    classes: tuple[str, ...]
+    losses: tuple[float, ...]
+    seconds: float
+    images_per_second: float
+    device: str
+
+    @property
+    def word(self) -> str:
+        return self.version
+
+    @property
+    def sentence(self) -> str:
+        replay = f", {self.replayed_rows} of them replayed" if self.replayed_rows else ""
+        return (
+            f"{self.strategy} on {self.rows} images{replay}: loss {self.losses[0]:.3f} to {self.losses[-1]:.3f} in "
+            f"{self.seconds:.0f} s on {self.device}. Challenger {self.version[:12]}."
+        )
+
+
+class PairedOutcome(Document):
+    """Champion and challenger on the same rows of classes that both know: the four cells of the paired table."""
+
+    both_right: int = 0
+    only_champion_right: int = 0
+    only_challenger_right: int = 0
+    both_wrong: int = 0
+
+    @property
+    def rows(self) -> int:
+        return self.both_right + self.only_champion_right + self.only_challenger_right + self.both_wrong
+
+    @property
+    def champion_accuracy(self) -> float | None:
+        return (self.both_right + self.only_champion_right) / self.rows if self.rows else None
+
+    @property
+    def challenger_accuracy(self) -> float | None:
+        return (self.both_right + self.only_challenger_right) / self.rows if self.rows else None
+
+
+class HoldoutScores(Document):
+    """One holdout. `rows` and `correct` are the challenger's over all rows; `paired` covers the classes the champion
+    knows; classes it does not know are measured apart, as recall by class, never averaged in. `confusion`: rows are
+    true classes, columns the challenger's answers, in the order of `classes`."""
+
+    rows: int
+    correct: int
+    paired: PairedOutcome
+    new_class_recall: dict[str, float]
+    classes: tuple[str, ...]
+    confusion: tuple[tuple[int, ...], ...]
+
+    @property
+    def accuracy(self) -> float | None:
+        """The challenger's accuracy over all rows, in [0, 1]; None on an empty holdout."""
+        return self.correct / self.rows if self.rows else None
+
+
+class Evaluation(StepDocument):
+    """Champion and challenger on the old and on the new holdout. The old one is None while there is no champion."""
+
+    champion: str | None
+    challenger: str
+    old: HoldoutScores | None
+    new: HoldoutScores
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """Accuracies in [0, 1] by name. The champion's are over the classes it knows, the challenger's over all."""
+        measured = {
+            "champion_old": self.old.paired.champion_accuracy if self.old else None,
+            "challenger_old": self.old.accuracy if self.old else None,
+            "champion_new": self.new.paired.champion_accuracy,
+            "challenger_new": self.new.accuracy,
+        }
+        return {name: value for name, value in measured.items() if value is not None}
+
+    @property
+    def word(self) -> str:
+        return "evaluated"
+
+    @property
+    def sentence(self) -> str:
+        def side(name: str, scores: HoldoutScores | None) -> str:
+            if scores is None or scores.accuracy is None:
+                return f"{name} holdout: no rows."
+            before = scores.paired.champion_accuracy
+            known = scores.paired.challenger_accuracy
+            versus = "" if before is None or known is None else f", {before:.1%} to {known:.1%} on classes both know"
+            return f"{name} holdout: {scores.accuracy:.1%} of {scores.rows} rows{versus}."
+
+        return f"{side('Old', self.old)} {side('New', self.new)}"
+
+
+class CheckResult(Document):
+    """One check of the gate: `passed` when `bound` reaches `threshold` (both in accuracy, larger is better).
+
+    `conclusive` is False where more rows could still turn the answer: the estimate is inside, the bound is not.
+    """
+
+    name: str
+    passed: bool
+    conclusive: bool
+    value: float
+    bound: float
+    threshold: float
+    sentence: str
+
+
+class Verdict(StepDocument):
+    """What the gate says of one attempt."""
+
+    verdict: VerdictWord
+    challenger: str
+    champion: str | None
+    checks: tuple[CheckResult, ...]
+
+    @property
+    def markdown(self) -> str:
+        """The checks as a table."""
+        rows = [f"| {'✓' if c.passed else '✗' if c.conclusive else '?'} | {c.sentence} |" for c in self.checks]
+        return "\n".join([f"**{self.verdict}**", "", "| | check |", "|---|---|", *rows])
+
+    @property
+    def word(self) -> str:
+        return self.verdict
+
+    @property
+    def sentence(self) -> str:
+        return f"{self.verdict}: " + " ".join(c.sentence for c in self.checks)
+
+
+LedgerKind = Literal["promotion", "rejection", "hold", "rollback", "approval"]
+
+
+class LedgerRecord(Document):
+    """One entry of a model's ledger. `previous` is the SHA-256 of the record before it (None for the first)."""
+
+    number: int
+    kind: LedgerKind
+    version: str
+    champion_before: str | None
+    window: str | None
+    run_id: str | None
+    actor: str
+    reason: str
+    nonce: str
+    previous: str | None
+    created: datetime
+
+    @property
+    def makes_champion(self) -> bool:
+        return self.kind in ("promotion", "rollback")
+
+
+class Outcome(StepDocument):
+    """How a run ended: `promoted`, `skipped`, `quarantined`, `rejected` or `held`, and the champion afterwards."""
+
+    outcome: Literal["promoted", "skipped", "quarantined", "rejected", "held"]
+    champion_before: str | None
+    champion_after: str | None
+    ledger_number: int | None
+    reason: str
+
+    @property
+    def word(self) -> str:
+        return self.outcome
+
+    @property
+    def sentence(self) -> str:
+        return f"{self.outcome}: {self.reason}"
+
+
+class Failure(StepDocument):
+    """Why a step crashed, for whoever reads the run record."""
+
+    step: str
+    error: str
+    message: str
+    exit_code: int
+
+    @property
+    def word(self) -> str:
+        return "failed"
+
+    @property
+    def sentence(self) -> str:
+        return f"{self.step} failed: {self.message}"
+
+
+class RunParameters(Document):
+    """What was asked of a run."""
+
+    run_id: str
+    model: str
+    dataset: str
+    source: str
+    strategy: str
+
+
+class RunReport(StepDocument):
+    """A run told in one row: what the table, the metrics and `--json` show. None where a step did not run."""
+
+    run_id: str
+    model: str
+    source: str
+    started: datetime
+    seconds: float
+    window: str | None = None
+    drift: str | None = None
+    action: str | None = None
+    rule: str | None = None
+    strategy: str | None = None
+    reason: str
+    verdict: str | None = None
+    outcome: str
+    champion_before: str | None
+    champion_after: str | None
+    accuracy: dict[str, float] = {}
+    attempts: int = 0
+    step_seconds: dict[str, float] = {}
+
+    @property
+    def word(self) -> str:
+        return self.outcome
+
+    @property
+    def sentence(self) -> str:
+        return f"{self.outcome}: {self.reason}"

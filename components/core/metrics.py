@@ -1,0 +1,56 @@
+"""All metrics of a run, defined once on a registry that is passed in, and how they reach a Pushgateway.
+
+Names are `retrain_<noun>_<unit>`; labels come from closed sets. A run id appears only in `retrain_run_info`. Not
+covered: what the trigger counts.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from prometheus_client import CollectorRegistry, Gauge, push_to_gateway
+
+from components.core.contracts import RunReport
+
+logger = logging.getLogger(__name__)
+
+
+class RunMetrics:
+    """Gauges that tell how the last run of a model went."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.registry = registry
+        self.info = self._gauge("run_info", "The last run: always 1.", "run_id", "action", "strategy", "outcome")
+        self.success = self._gauge("run_success", "1 if the last run ended as planned, 0 if a step crashed.")
+        self.start = self._gauge("run_last_start_timestamp_seconds", "When the last run began.")
+        self.duration = self._gauge("run_duration_seconds", "How long the last run took.")
+        self.attempts = self._gauge("run_attempts", "Training attempts of the last run.")
+        self.stage = self._gauge("stage_duration_seconds", "How long each step of the last run took.", "stage")
+        self.accuracy = self._gauge("eval_accuracy_ratio", "Accuracy of a model on a holdout.", "role", "holdout")
+        self.champion = self._gauge("champion_info", "The champion after the last run: always 1.", "version")
+
+    def observe(self, report: RunReport) -> None:
+        """Set every gauge from a run's report."""
+        self.info.labels(report.run_id, report.action or "none", report.strategy or "none", report.outcome).set(1)
+        self.success.set(report.outcome != "failed")
+        self.start.set(report.started.timestamp())
+        self.duration.set(report.seconds)
+        self.attempts.set(report.attempts)
+        for step, seconds in report.step_seconds.items():
+            self.stage.labels(step).set(seconds)
+        for name, value in report.accuracy.items():
+            self.accuracy.labels(*name.split("_")).set(value)
+        if report.champion_after:
+            self.champion.labels(report.champion_after).set(1)
+
+    def push(self, gateway: str, model: str, timeout_seconds: float) -> None:
+        """Replace this model's group on a Pushgateway. A push that fails is logged and changes nothing else."""
+        try:
+            push_to_gateway(
+                gateway, job="retrain", grouping_key={"model": model}, registry=self.registry, timeout=timeout_seconds
+            )
+        except OSError as error:  # URLError and time-outs among them
+            logger.warning("metrics were not pushed to %s: %s", gateway, error)
+
+    def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
+        return Gauge(f"retrain_{name}", text, labels, registry=self.registry)

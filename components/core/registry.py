@@ -1,0 +1,188 @@
+"""Model versions and the ledger that says which of them is the champion.
+
+A version is a folder of files, named by the digest of its manifest and immutable once that manifest exists (written
+last). The ledger is a gapless, hash-chained, create-only log; the champion is what its last promotion or rollback
+says. Not covered: who may promote (the gate decides) and what the files mean (`models`).
+"""
+
+from __future__ import annotations
+
+import uuid
+from datetime import UTC, datetime
+
+from pydantic import BaseModel, ConfigDict
+
+from components.core.contracts import LedgerKind, LedgerRecord
+from components.core.errors import IntegrityError
+from components.core.storage import KeyMissing, ObjectStore, get_json, sha256_hex, to_json
+
+
+class LostRace(Exception):
+    """Somebody else changed the champion first: the challenger was judged against one that no longer is."""
+
+    def __init__(self, champion: str | None) -> None:
+        super().__init__(champion)
+        self.champion = champion
+
+
+class VersionManifest(BaseModel):
+    """SHA-256 of every file of a version."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    files: dict[str, str]
+
+    @property
+    def version(self) -> str:
+        """The version's id: the first 32 hexadecimal characters of this manifest's own digest."""
+        return sha256_hex(to_json(self))[:32]
+
+
+class Registry:
+    """One model's versions and ledger in a store."""
+
+    def __init__(self, store: ObjectStore, model: str) -> None:
+        self.store, self.model = store, model
+
+    def save_version(self, files: dict[str, bytes]) -> str:
+        """Write a version, manifest last. Writing the same files again changes nothing.
+
+        Returns:
+            The version's id.
+        """
+        manifest = VersionManifest(files={name: sha256_hex(data) for name, data in sorted(files.items())})
+        for name, data in files.items():
+            self.store.put(self._key(manifest.version, name), data)
+        self.store.put(self._key(manifest.version, "manifest.json"), to_json(manifest))
+        return manifest.version
+
+    def read_file(self, version: str, name: str) -> bytes:
+        """Read one file of a version, checked against the manifest, and the manifest against the version's id.
+
+        Raises:
+            IntegrityError: The version, the file or its digest is not what was written; the message names the file.
+        """
+        manifest = self._manifest(version)
+        if name not in manifest.files:
+            raise self._broken(version, name, "not listed in the manifest")
+        try:
+            data = self.store.get(self._key(version, name))
+        except KeyMissing as error:
+            raise self._broken(version, name, "missing") from error
+        if sha256_hex(data) != manifest.files[name]:
+            raise self._broken(version, name, f"has SHA-256 {sha256_hex(data)}")
+        return data
+
+    def verify_version(self, version: str) -> VersionManifest:
+        """Check every file of a version.
+
+        Raises:
+            IntegrityError: Names the first file that is not what was written.
+        """
+        manifest = self._manifest(version)
+        for name in manifest.files:
+            self.read_file(version, name)
+        return manifest
+
+    def ledger(self) -> list[LedgerRecord]:
+        """Read the whole ledger, oldest first.
+
+        Raises:
+            IntegrityError: It has a gap, or a record does not name the digest of the one before it.
+        """
+        records: list[LedgerRecord] = []
+        previous: str | None = None
+        for number, listed in enumerate(self.store.list_objects(f"{self._ledger}/"), start=1):
+            record = get_json(self.store, listed.key, LedgerRecord)
+            if listed.key != self._record_key(number) or record is None or record.number != number:
+                raise self._broken_ledger(f"{listed.key} stands where record {number} belongs")
+            if record.previous != previous:
+                raise self._broken_ledger(f"record {number} does not follow the record before it")
+            records.append(record)
+            previous = sha256_hex(to_json(record))
+        return records
+
+    def champion(self) -> LedgerRecord | None:
+        """The record that made the present champion, or None before the first promotion."""
+        return _champion_of(self.ledger())
+
+    def append(
+        self,
+        kind: LedgerKind,
+        version: str,
+        *,
+        expected_champion: str | None,
+        window: str | None,
+        run_id: str | None,
+        actor: str,
+        reason: str,
+    ) -> LedgerRecord:
+        """Add one record to the ledger, if the champion still is `expected_champion`.
+
+        Exactly one of several concurrent writers gets each number: create-only, and a nonce in the record tells it
+        from another's. A run that has appended such a record before gets that one back, so a retried step adds none.
+
+        Raises:
+            LostRace: The champion is another one now.
+        """
+        nonce = uuid.uuid4().hex
+        while True:
+            records = self.ledger()
+            for record in records:
+                if run_id is not None and (record.run_id, record.kind, record.version) == (run_id, kind, version):
+                    return record
+            champion = _champion_of(records)
+            before = champion.version if champion else None
+            if before != expected_champion:
+                raise LostRace(before)
+            record = LedgerRecord(
+                number=len(records) + 1,
+                kind=kind,
+                version=version,
+                champion_before=before,
+                window=window,
+                run_id=run_id,
+                actor=actor,
+                reason=reason,
+                nonce=nonce,
+                previous=sha256_hex(to_json(records[-1])) if records else None,
+                created=datetime.now(UTC),
+            )
+            if self.store.put_new(self._record_key(record.number), to_json(record)):
+                return record
+
+    @property
+    def _ledger(self) -> str:
+        return f"models/{self.model}/ledger"
+
+    def _record_key(self, number: int) -> str:
+        return f"{self._ledger}/{number:010d}.json"
+
+    def _key(self, version: str, name: str) -> str:
+        return f"models/{self.model}/versions/{version}/{name}"
+
+    def _manifest(self, version: str) -> VersionManifest:
+        manifest = get_json(self.store, self._key(version, "manifest.json"), VersionManifest)
+        if manifest is None:
+            raise self._broken(version, "manifest.json", "missing")
+        if manifest.version != version:
+            raise self._broken(version, "manifest.json", f"has digest {manifest.version}")
+        return manifest
+
+    def _broken(self, version: str, name: str, what: str) -> IntegrityError:
+        return IntegrityError(
+            f"{self.store.uri}/{self._key(version, name)} {what}",
+            expected="the file that was written when the version was made",
+            next_command="restore the file from a backup, then `retrain verify` checks every file",
+        )
+
+    def _broken_ledger(self, what: str) -> IntegrityError:
+        return IntegrityError(
+            f"the ledger of {self.model} is broken: {what}",
+            expected=f"a gapless, hash-chained sequence below {self.store.uri}/{self._ledger}",
+            next_command="restore the ledger from a backup; do not edit it by hand",
+        )
+
+
+def _champion_of(records: list[LedgerRecord]) -> LedgerRecord | None:
+    return next((record for record in reversed(records) if record.makes_champion), None)

@@ -1,0 +1,51 @@
+"""Intervals for proportions, shared by drift severity and the gate. Values in, values out."""
+
+from __future__ import annotations
+
+from math import sqrt
+from statistics import NormalDist
+
+from components.core.contracts import Interval
+
+
+def wilson_interval(successes: int, trials: int, confidence: float) -> Interval:
+    """Two-sided score interval of a proportion, in [0, 1]. [0, 1] when there are no trials.
+
+    Args:
+        successes: In [0, trials].
+        trials: Number of rows.
+        confidence: Coverage, in (0, 1).
+
+    Source:
+        Wilson, "Probable inference, the law of succession, and statistical inference", JASA 22 (1927).
+    """
+    if trials == 0:
+        return Interval(lower=0.0, upper=1.0)
+    z = NormalDist().inv_cdf(0.5 + confidence / 2)
+    share = successes / trials
+    centre = share + z * z / (2 * trials)
+    half = z * sqrt(share * (1 - share) / trials + z * z / (4 * trials * trials))
+    scale = 1 + z * z / trials
+    return Interval(lower=max(0.0, (centre - half) / scale), upper=min(1.0, (centre + half) / scale))
+
+
+def newcombe_interval(first: tuple[int, int], second: tuple[int, int], confidence: float) -> Interval:
+    """Two-sided interval of the difference of two independent proportions, first minus second, in [-1, 1].
+
+    Args:
+        first: Successes and trials.
+        second: The same of the other sample.
+        confidence: Coverage, in (0, 1).
+
+    Source:
+        Newcombe, "Interval estimation for the difference between independent proportions", Stat. Med. 17 (1998),
+        method 10.
+    """
+    a, b = wilson_interval(*first, confidence), wilson_interval(*second, confidence)
+    p, q = (share[0] / share[1] if share[1] else 0.5 for share in (first, second))
+    assert a.upper is not None
+    assert b.upper is not None
+    return Interval(
+        lower=max(-1.0, p - q - sqrt((p - a.lower) ** 2 + (b.upper - q) ** 2)),
+        upper=min(1.0, p - q + sqrt((a.upper - p) ** 2 + (q - b.lower) ** 2)),
+    )

@@ -1,0 +1,1 @@
+"""Step 4: skip, quarantine, fine-tune or retrain, and why."""

@@ -1,0 +1,203 @@
+"""The policy: named rules over the evidence, in order; the first that applies decides. Values in, values out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+from components.core.config import DecisionConfig, LoopConfig, StrategyName
+from components.core.contracts import Action, Decision, DriftReport, Rung, ValidationReport
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """All that the policy looks at. Rows are training rows; `images_per_second` None where no run has measured it."""
+
+    validation: ValidationReport
+    drift: DriftReport
+    champion: str | None
+    champion_classes: tuple[str, ...]
+    window: str
+    trained_windows: tuple[str, ...]
+    window_classes: Mapping[str, int]
+    old_rows: int
+    new_rows: int
+    forced: StrategyName | None
+    images_per_second: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """What a rule says: the action, the first rung of the ladder (None: all of it), and its sentence."""
+
+    action: Action
+    sentence: str
+    first: StrategyName | None = None
+
+
+Rule = Callable[[Evidence, DecisionConfig], Choice | None]
+
+
+def already_trained(evidence: Evidence, config: DecisionConfig) -> Choice | None:
+    """The champion knows this window: a run that was cut off after its promotion, or a repeated event."""
+    if evidence.window not in evidence.trained_windows:
+        return None
+    return Choice(action="skip", sentence="The champion was trained on this window already.")
+
+
+def invalid_window(evidence: Evidence, config: DecisionConfig) -> Choice | None:
+    """Nothing is learnt from a window that fails validation, whoever asks."""
+    failures = evidence.validation.failures
+    if not failures:
+        return None
+    sentences = [e.sentence for e in failures] + [f.sentence for f in evidence.drift.faults]
+    return Choice(action="quarantine", sentence=" ".join(sentences))
+
+
+def broken_data(evidence: Evidence, config: DecisionConfig) -> Choice | None:
+    """Triage found a fault: retraining would teach it to the model."""
+    if not evidence.drift.faults:
+        return None
+    return Choice(action="quarantine", sentence=" ".join(fault.sentence for fault in evidence.drift.faults))
+
+
+def no_champion(evidence: Evidence, config: DecisionConfig) -> Choice | None:
+    """The first model has nothing to start from."""
+    if evidence.champion is not None:
+        return None
+    return Choice(action="train", first="retrain", sentence="There is no champion yet: train the first one.")
+
+
+def forced_strategy(evidence: Evidence, config: DecisionConfig) -> Choice | None:
+    """A person asked for a strategy."""
+    if evidence.forced is None:
+        return None
+    return Choice(action="train", first=evidence.forced, sentence=f"Asked for: {evidence.forced}.")
+
+
+def new_classes(evidence: Evidence, config: DecisionConfig) -> Choice | None:
+    """Enough images of classes that the champion cannot answer."""
+    found = learnable_classes(evidence, config)
+    if not found:
+        return None
+    names = ", ".join(f"'{name}' ({count} images)" for name, count in found.items())
+    return Choice(action="train", sentence=f"The champion does not know {names}: grow its head.")
+
+
+def large_drop(evidence: Evidence, config: DecisionConfig) -> Choice | None:
+    """So much accuracy is gone that the cheap rungs are not worth trying."""
+    drop = evidence.drift.accuracy_drop
+    if drop is None or drop < config.retrain_at_drop:
+        return None
+    return Choice(
+        action="train",
+        first="retrain",
+        sentence=f"The champion lost {drop:.1%} accuracy, at least {config.retrain_at_drop:.0%}: start afresh.",
+    )
+
+
+def much_new_data(evidence: Evidence, config: DecisionConfig) -> Choice | None:
+    """So many more images that a fresh model is worth its price even without a drop."""
+    ratio = evidence.new_rows / max(1, evidence.old_rows)
+    if ratio < config.retrain_at_volume:
+        return None
+    return Choice(
+        action="train",
+        first="retrain",
+        sentence=f"{ratio:.1f} new images for each old one, at least {config.retrain_at_volume:g}: start afresh.",
+    )
+
+
+def measurable_drop(evidence: Evidence, config: DecisionConfig) -> Choice | None:
+    """The champion does worse here than on its reference, by more than chance explains."""
+    drop, interval = evidence.drift.accuracy_drop, evidence.drift.accuracy_drop_interval
+    if drop is None or interval is None or drop < config.fine_tune_at_drop or interval.lower <= 0:
+        return None
+    return Choice(
+        action="train",
+        sentence=(
+            f"The champion lost {drop:.1%} accuracy (95 % interval {interval.lower:.1%} to {interval.upper:.1%}), "
+            f"at least {config.fine_tune_at_drop:.0%}."
+        ),
+    )
+
+
+def nothing_to_gain(evidence: Evidence, config: DecisionConfig) -> Choice:
+    """The default: training would cost and not help."""
+    drop = evidence.drift.accuracy_drop
+    lost = "no measurable drop" if drop is None else f"a drop of {drop:.1%}"
+    changed = "changed, harmlessly" if evidence.drift.drifted else "look the same"
+    sentence = f"Nothing to gain: the images {changed}, {lost} against a threshold of {config.fine_tune_at_drop:.0%}."
+    return Choice(action="skip", sentence=sentence)
+
+
+RULES: tuple[Rule, ...] = (
+    invalid_window,
+    broken_data,
+    no_champion,
+    forced_strategy,
+    already_trained,
+    new_classes,
+    large_drop,
+    much_new_data,
+    measurable_drop,
+    nothing_to_gain,
+)
+
+
+def decide(
+    evidence: Evidence,
+    config: DecisionConfig,
+    loops: Mapping[StrategyName, LoopConfig],
+    replay_fraction: float,
+) -> Decision:
+    """Apply the rules in order and lay out the ladder from the first rung upwards.
+
+    Args:
+        evidence: See `Evidence`.
+        config: Thresholds and ladder.
+        loops: Hyperparameters of each strategy.
+        replay_fraction: Share of the old rows that the cheap strategies replay.
+    """
+    rule, choice = next((r, c) for r in RULES if (c := r(evidence, config)))
+    reasons = [choice.sentence]
+    if choice.action == "train" and evidence.drift.sentence:
+        reasons.append(evidence.drift.sentence)
+    rungs = [] if choice.action != "train" else list(_ladder(choice.first, config.ladder))
+    return Decision(
+        action=choice.action,
+        rule=rule.__name__.replace("_", "-"),
+        reasons=tuple(reasons),
+        rungs=tuple(_rung(strategy, evidence, loops[strategy], replay_fraction) for strategy in rungs),
+        classes=(*evidence.champion_classes, *sorted(learnable_classes(evidence, config))),
+        champion=evidence.champion,
+    )
+
+
+def learnable_classes(evidence: Evidence, config: DecisionConfig) -> dict[str, int]:
+    """Classes of the window that the champion does not know and that have enough images to learn, with their counts."""
+    least = config.min_new_class_images if evidence.champion else 1
+    unknown = {c: n for c, n in evidence.window_classes.items() if c not in evidence.champion_classes}
+    return {c: n for c, n in sorted(unknown.items()) if n >= least}
+
+
+def _ladder(first: StrategyName | None, ladder: tuple[StrategyName, ...]) -> Iterator[StrategyName]:
+    """The rungs from `first` upwards; a first rung that is not on the ladder stands alone."""
+    if first is None:
+        yield from ladder
+    elif first in ladder:
+        yield from ladder[ladder.index(first) :]
+    else:
+        yield first
+
+
+def _rung(strategy: StrategyName, evidence: Evidence, loop: LoopConfig, replay_fraction: float) -> Rung:
+    old = evidence.old_rows if strategy == "retrain" else round(replay_fraction * evidence.old_rows)
+    rows = old + evidence.new_rows
+    speed = evidence.images_per_second
+    return Rung(
+        strategy=strategy,
+        hyperparameters=loop,
+        training_rows=rows,
+        estimated_seconds=rows * loop.epochs / speed if speed else None,
+    )

@@ -1,0 +1,130 @@
+"""Detect drift: features of the window from the champion, tests against its reference sample, triage."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import torch
+from safetensors.torch import load as load_tensors
+from torch import Tensor
+
+from components.core.config import DriftConfig
+from components.core.contracts import DriftReport, Interval
+from components.core.datasets import ImageSet, load_images
+from components.core.models import Features, best_device, extract_features, load_classifier
+from components.core.registry import Registry
+from components.core.runs import Run, open_run, perform
+from components.core.statistics import newcombe_interval
+from components.core.windows import Window
+from components.detect_drift.detectors import TestResult, gaussian_gram, label_gram, standardise, two_sample_test
+from components.detect_drift.triage import permuted_labels, wrong_labels
+
+
+def run(config_path: str, run_id: str, window: str) -> DriftReport:
+    """Compare a window with the champion's reference. Drift and faults are verdicts, not errors.
+
+    Raises:
+        IntegrityError: The champion's files are not what was written.
+    """
+    record = open_run(config_path, run_id)
+    return perform("detect_drift", record, DriftReport, lambda: _detect(record, window))
+
+
+def _detect(record: Run, window_id: str) -> DriftReport:
+    config = record.config
+    registry = Registry(record.store, config.model)
+    champion = registry.champion()
+    window = Window.open(record.store, config.dataset, window_id)
+    if champion is None:
+        return DriftReport(champion=None, rows=window.document.usable)
+    model = load_classifier(registry, champion.version)
+    reference = load_tensors(registry.read_file(champion.version, "reference.safetensors"))
+    images = load_images([window], None, model.spec, model.spec.classes)
+    if not len(images):
+        return DriftReport(champion=champion.version, rows=0)
+    features = extract_features(model.to(best_device()), images.images.to(best_device()), config.evaluation.batch_size)
+    return compare(champion.version, reference, features, images, config.drift)
+
+
+def compare(
+    champion: str, reference: dict[str, Tensor], features: Features, images: ImageSet, config: DriftConfig
+) -> DriftReport:
+    """Test a window's features against a reference sample and judge its labels.
+
+    With fewer than two rows on either side nothing can be told: the report says so by having no p-value.
+
+    Args:
+        champion: Version of the champion.
+        reference: The tensors of `reference.safetensors`.
+        features: What the champion says of the window's images.
+        images: The window's rows; labels index the champion's classes, -1 for classes it does not know.
+        config: Rates, sizes, thresholds.
+    """
+    if min(len(images), len(reference["labels"])) < 2:
+        return DriftReport(champion=champion, rows=len(images))
+    known = images.labels >= 0
+    result = _test(reference, features, images, config)
+    new_classes = Counter(row.label for row, k in zip(images.rows, known.tolist(), strict=True) if not k)
+    report = DriftReport(
+        champion=champion,
+        rows=len(images),
+        views=result.views,
+        p_value=result.p_value,
+        drifted=result.p_value <= config.alpha,
+        new_classes=dict(sorted(new_classes.items())),
+    )
+    if not bool(known.any()):
+        return report
+    drop, interval, scores = _accuracy_drop(reference, features, images.labels, known)
+    confusion = torch.zeros(len(images.classes), len(images.classes), dtype=torch.int64)
+    answers = features.probabilities[known].argmax(1)
+    confusion.index_put_((images.labels[known], answers), torch.ones_like(answers), accumulate=True)
+    looks = [view.p_value for view in result.views if view.name != "labels"]
+    images_changed = min(looks) * len(looks) <= config.alpha
+    fault = permuted_labels(confusion.numpy(), images.classes, config.label_fault_gain) or wrong_labels(
+        drop, interval.lower, images_changed, config.label_noise_drop
+    )
+    return report.model_copy(
+        update={
+            "reference_accuracy": scores[0],
+            "window_accuracy": scores[1],
+            "accuracy_drop": drop,
+            "accuracy_drop_interval": interval,
+            "faults": (fault,) if fault else (),
+        }
+    )
+
+
+def _test(reference: dict[str, Tensor], features: Features, images: ImageSet, config: DriftConfig) -> TestResult:
+    generator = torch.Generator().manual_seed(config.seed)
+    past = _sample(len(reference["labels"]), config.max_rows, generator)
+    now = _sample(len(images), config.max_rows, generator)
+    properties = torch.tensor([[r.mean or 0.0, r.std or 0.0, r.sharpness or 0.0] for r in images.rows])
+    labels = torch.where(images.labels < 0, len(images.classes), images.labels)
+
+    def pooled(then: Tensor, current: Tensor) -> Tensor:
+        return torch.cat([then[past], current[now]])
+
+    grams = {
+        "embeddings": gaussian_gram(pooled(reference["embeddings"], features.embeddings)),
+        "early layers": gaussian_gram(standardise(pooled(reference["early"], features.early))),
+        "softmax": gaussian_gram(pooled(reference["probabilities"], features.probabilities)),
+        "properties": gaussian_gram(standardise(pooled(reference["properties"], properties))),
+        "labels": label_gram(pooled(reference["labels"], labels), len(images.classes) + 1),
+    }
+    return two_sample_test(grams, len(past), config.permutations, generator)
+
+
+def _sample(rows: int, most: int, generator: torch.Generator) -> Tensor:
+    return torch.randperm(rows, generator=generator)[:most]
+
+
+def _accuracy_drop(
+    reference: dict[str, Tensor], features: Features, labels: Tensor, known: Tensor
+) -> tuple[float, Interval, tuple[float, float]]:
+    """Drop, its 95 % interval, and the accuracies on reference and window."""
+    then = reference["probabilities"].argmax(1) == reference["labels"]
+    now = features.probabilities[known].argmax(1) == labels[known]
+    before, after = (int(then.sum()), len(then)), (int(now.sum()), len(now))
+    scores = before[0] / before[1], after[0] / after[1]
+    return scores[0] - scores[1], newcombe_interval(before, after, 0.95), scores

@@ -1,0 +1,1 @@
+"""Step 6: champion and challenger on the same held-out rows."""

@@ -1,0 +1,42 @@
+"""KFP doorway of the evaluation step."""
+
+from kfp import dsl
+
+from components.core.component import component
+
+
+@component
+def evaluate(
+    config: str,
+    run_id: str,
+    window: str,
+    challenger: str,
+    rung: int,
+    metrics: dsl.Output[dsl.Metrics],
+    confusion_matrix: dsl.Output[dsl.ClassificationMetrics],
+    summary: dsl.Output[dsl.Markdown],
+) -> str:
+    """Score champion and challenger on the same rows of the old and of the new holdout.
+
+    Args:
+        config: Path of the configuration file, as the pods see it.
+        run_id: This run.
+        window: Id of the window.
+        challenger: Version of the challenger.
+        rung: Which attempt of the plan, from 1.
+        metrics: Accuracies of both models on both holdouts.
+        confusion_matrix: The challenger's, on the new holdout.
+        summary: The comparison in sentences.
+
+    Returns:
+        evaluated.
+    """
+    from components.evaluate import step
+
+    evaluation = step.run(config, run_id, window, challenger, rung)
+    for name, value in evaluation.figures.items():
+        metrics.log_metric(name, value)
+    confusion_matrix.log_confusion_matrix(list(evaluation.new.classes), [list(row) for row in evaluation.new.confusion])
+    with open(summary.path, "w") as file:
+        file.write(evaluation.sentence)
+    return evaluation.word

@@ -1,0 +1,73 @@
+"""Evaluate: both models on the old and the new holdout, in one pod."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from components.core.contracts import Decision, Evaluation, HoldoutScores, Lineage
+from components.core.datasets import load_images
+from components.core.models import Classifier, best_device, load_classifier
+from components.core.registry import Registry
+from components.core.runs import Run, open_run, perform
+from components.core.windows import Window
+from components.evaluate.scores import score_holdout
+
+
+def run(config_path: str, run_id: str, window: str, challenger: str, rung: int) -> Evaluation:
+    """Score champion and challenger on the holdouts of the champion's windows and of this window."""
+    record = open_run(config_path, run_id)
+    return perform(f"evaluate-{rung}", record, Evaluation, lambda: _evaluate(record, window, challenger))
+
+
+def _evaluate(record: Run, window_id: str, version: str) -> Evaluation:
+    config = record.config
+    registry = Registry(record.store, config.model)
+    champion_version = record.need("decide", Decision).champion
+    challenger = load_classifier(registry, version)
+    champion = load_classifier(registry, champion_version) if champion_version else None
+    old_windows: Sequence[str] = ()
+    if champion_version:
+        lineage = Lineage.model_validate_json(registry.read_file(champion_version, "lineage.json"))
+        old_windows = [w for w in lineage.windows if w != window_id]
+
+    def score(windows: Sequence[str]) -> HoldoutScores:
+        opened = [Window.open(record.store, config.dataset, w) for w in windows]
+        return _score(opened, champion, challenger, config.evaluation.batch_size)
+
+    return Evaluation(
+        champion=champion_version,
+        challenger=version,
+        old=score(old_windows) if champion_version else None,
+        new=score([window_id]),
+    )
+
+
+def _score(
+    windows: list[Window], champion: Classifier | None, challenger: Classifier, batch_size: int
+) -> HoldoutScores:
+    classes = challenger.spec.classes
+    answers: list[Tensor | None] = []
+    labels = torch.empty(0, dtype=torch.int64)
+    for model in (challenger, champion):
+        if model is None:
+            answers.append(None)
+            continue
+        images = load_images(windows, "holdout", model.spec, classes)  # each model sees its own input size
+        known = images.subset(images.labels >= 0)
+        labels = known.labels
+        answers.append(answer(model, known.images, batch_size))
+    assert answers[0] is not None
+    known_classes = len(champion.spec.classes) if champion else 0
+    return score_holdout(labels, answers[0], answers[1], classes, known_classes)
+
+
+@torch.inference_mode()
+def answer(model: Classifier, images: Tensor, batch_size: int) -> Tensor:
+    """The class a model gives each image: int64 indices into its classes, shape (n,), on the CPU."""
+    device = best_device()
+    model = model.to(device).eval()
+    batches = [model(batch.to(device)).argmax(1).cpu() for batch in images.split(batch_size)] if len(images) else []
+    return torch.cat(batches) if batches else torch.empty(0, dtype=torch.int64)

@@ -1,0 +1,54 @@
+"""KFP doorways of the two ways a run can end: promoted, or recorded."""
+
+from kfp import dsl
+
+from components.core.component import component
+
+
+@component
+def promote(
+    config: str, run_id: str, window: str, challenger: str, rung: int, verdict: str, summary: dsl.Output[dsl.Markdown]
+) -> str:
+    """Make the challenger the champion, atomically: one record in the model's ledger, or none.
+
+    Args:
+        config: Path of the configuration file, as the pods see it.
+        run_id: This run.
+        window: Id of the window.
+        challenger: Version of the challenger.
+        rung: Which attempt of the plan, from 1.
+        verdict: The gate's word for it: promote.
+        summary: What happened, and why.
+
+    Returns:
+        promoted, or held where another run promoted first.
+    """
+    from components.promote import step
+
+    outcome = step.promote(config, run_id, window, challenger, rung)
+    with open(summary.path, "w") as file:
+        file.write(outcome.sentence)
+    return outcome.word
+
+
+@component
+def record(config: str, run_id: str, window: str, word: str, rung: int, summary: dsl.Output[dsl.Markdown]) -> str:
+    """Write down why this run promotes nothing. The champion stays as it is.
+
+    Args:
+        config: Path of the configuration file, as the pods see it.
+        run_id: This run.
+        window: Id of the window.
+        word: skip, quarantine, reject or hold.
+        rung: The attempt that was judged; 0 where none was made.
+        summary: What happened, and why.
+
+    Returns:
+        skipped, quarantined, rejected or held.
+    """
+    from components.promote import step
+
+    outcome = step.record_outcome(config, run_id, window, word, rung)
+    with open(summary.path, "w") as file:
+        file.write(outcome.sentence)
+    return outcome.word

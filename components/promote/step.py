@@ -1,0 +1,114 @@
+"""Promote, or record why not: the only steps that write to the ledger and the quarantine."""
+
+from __future__ import annotations
+
+from components.core.contracts import Decision, LedgerKind, LedgerRecord, Outcome, Verdict
+from components.core.registry import LostRace, Registry
+from components.core.runs import Run, open_run, perform
+from components.core.storage import to_json
+
+ACTOR = "pipeline"
+
+
+def promote(config_path: str, run_id: str, window: str, challenger: str, rung: int) -> Outcome:
+    """Make the challenger the champion: verify its files, then append one record to the ledger.
+
+    If another run has changed the champion since this challenger was judged, nothing is promoted: the outcome is
+    `held`, and the next run judges against the new champion.
+
+    Raises:
+        IntegrityError: The challenger's files are not what was written.
+    """
+    record = open_run(config_path, run_id)
+    return perform("outcome", record, Outcome, lambda: _promote(record, window, challenger, rung))
+
+
+def _promote(record: Run, window: str, challenger: str, rung: int) -> Outcome:
+    registry = Registry(record.store, record.config.model)
+    registry.verify_version(challenger)
+    verdict = record.need(f"gate-{rung}", Verdict)
+    try:
+        entry = _append(registry, record, "promotion", window, verdict)
+    except LostRace as race:
+        return Outcome(
+            outcome="held",
+            champion_before=verdict.champion,
+            champion_after=race.champion,
+            ledger_number=None,
+            reason="Another run promoted while this one was judged: run again against the new champion.",
+        )
+    return Outcome(
+        outcome="promoted",
+        champion_before=verdict.champion,
+        champion_after=challenger,
+        ledger_number=entry.number,
+        reason=verdict.sentence,
+    )
+
+
+def record_outcome(config_path: str, run_id: str, window: str, word: str, rung: int) -> Outcome:
+    """File a run that promotes nothing: skip, quarantine, reject or hold.
+
+    Args:
+        config_path: The configuration file.
+        run_id: The run.
+        window: Id of the window.
+        word: The decision's action, or the gate's verdict.
+        rung: The attempt that was judged; 0 where none was made.
+    """
+    record = open_run(config_path, run_id)
+    work = {"skip": _skip, "quarantine": _quarantine, "reject": _turn_down, "hold": _turn_down}[word]
+    return perform("outcome", record, Outcome, lambda: work(record, window, rung))
+
+
+def _skip(record: Run, window: str, rung: int) -> Outcome:
+    decision = record.need("decide", Decision)
+    return Outcome(
+        outcome="skipped",
+        champion_before=decision.champion,
+        champion_after=decision.champion,
+        ledger_number=None,
+        reason=decision.reasons[0],
+    )
+
+
+def _quarantine(record: Run, window: str, rung: int) -> Outcome:
+    decision = record.need("decide", Decision)
+    record.store.put_new(f"quarantine/{record.config.dataset}/{window}.json", to_json(decision))
+    return Outcome(
+        outcome="quarantined",
+        champion_before=decision.champion,
+        champion_after=decision.champion,
+        ledger_number=None,
+        reason=decision.reasons[0],
+    )
+
+
+def _turn_down(record: Run, window: str, rung: int) -> Outcome:
+    verdict = record.need(f"gate-{rung}", Verdict)
+    registry = Registry(record.store, record.config.model)
+    kind: LedgerKind = "rejection" if verdict.verdict == "reject" else "hold"
+    try:
+        number: int | None = _append(registry, record, kind, window, verdict).number
+        champion = verdict.champion
+    except LostRace as race:  # the verdict stands for the champion it was made against; the ledger has moved on
+        number, champion = None, race.champion
+    return Outcome(
+        outcome="rejected" if kind == "rejection" else "held",
+        champion_before=verdict.champion,
+        champion_after=champion,
+        ledger_number=number,
+        reason=verdict.sentence,
+    )
+
+
+def _append(registry: Registry, record: Run, kind: LedgerKind, window: str, verdict: Verdict) -> LedgerRecord:
+    return registry.append(
+        kind,
+        verdict.challenger,
+        expected_champion=verdict.champion,
+        window=window,
+        run_id=record.run_id,
+        actor=ACTOR,
+        reason=verdict.sentence,
+    )

@@ -1,0 +1,26 @@
+"""KFP doorway of the report, the exit task."""
+
+from kfp import dsl
+
+from components.core.component import component
+
+
+@component
+def report(config: str, run_id: str, status: dsl.PipelineTaskFinalStatus, page: dsl.Output[dsl.HTML]) -> str:
+    """Tell how the run ended: page, metrics, run record. Runs after success and after a failed step.
+
+    Args:
+        config: Path of the configuration file, as the pods see it.
+        run_id: This run.
+        status: What the engine says of the run.
+        page: The run with its reasons, checks and pictures.
+
+    Returns:
+        promoted, skipped, quarantined, rejected, held or failed.
+    """
+    from components.report import step
+
+    told, html = step.run(config, run_id, status.state)
+    with open(page.path, "w") as file:
+        file.write(html)
+    return told.word

@@ -1,0 +1,74 @@
+"""The HTML page: one run, or all runs of a model. Offline, one file, nothing fetched."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from components.core.config import Config
+from components.core.contracts import DriftReport, Lineage, RunReport, StepDocument, ValidationReport, Verdict
+from components.core.registry import Registry
+from components.core.runs import Run
+from components.core.windows import Window
+from components.report.pictures import ClassPictures, accuracy_chart, compare_classes
+from components.report.summary import read_steps, summarise
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSection:
+    """What the page shows of one run."""
+
+    report: RunReport
+    sentences: list[tuple[str, float, str]]
+    validation: ValidationReport | None
+    drift: DriftReport | None
+    verdicts: list[Verdict]
+    set_aside: dict[str, list[str]]
+    pictures: list[ClassPictures]
+
+
+def render_page(runs: Sequence[Run]) -> str:
+    """Render runs, oldest first, into one HTML page."""
+    sections = [_section(run) for run in runs]
+    environment = Environment(
+        loader=PackageLoader("components.report", ""), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    reports = [section.report for section in sections]
+    chart = Markup(accuracy_chart(reports))  # noqa: S704  # our own SVG: labels in it are digests and closed words
+    return environment.get_template("page.html.j2").render(sections=sections, chart=chart)
+
+
+def _section(run: Run) -> RunSection:
+    steps = read_steps(run)
+    report = summarise(run)
+    documents: dict[str, StepDocument] = {step: record.document for step, record in steps.items()}
+    validation, drift = documents.get("validate"), documents.get("detect_drift")
+    set_aside: dict[str, list[str]] = {}
+    pictures: list[ClassPictures] = []
+    if report.window:
+        config = run.config
+        window = Window.open(run.store, config.dataset, report.window)
+        for row in window.manifest():
+            if row.status != "ok":
+                set_aside.setdefault(row.status, []).append(row.source)
+        pictures = compare_classes(_known_windows(run, config, report), window, config.report.example_images)
+    return RunSection(
+        report=report,
+        sentences=[(step, record.seconds, record.document.sentence) for step, record in steps.items()],
+        validation=validation if isinstance(validation, ValidationReport) else None,
+        drift=drift if isinstance(drift, DriftReport) else None,
+        verdicts=[document for document in documents.values() if isinstance(document, Verdict)],
+        set_aside=set_aside,
+        pictures=pictures,
+    )
+
+
+def _known_windows(run: Run, config: Config, report: RunReport) -> list[Window]:
+    if report.champion_before is None:
+        return []
+    registry = Registry(run.store, config.model)
+    lineage = Lineage.model_validate_json(registry.read_file(report.champion_before, "lineage.json"))
+    return [Window.open(run.store, config.dataset, window) for window in lineage.windows]

@@ -1,0 +1,104 @@
+"""Gather a run's records into one report row. Reads the run record only."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+from components.core.config import MAX_RUNGS
+from components.core.contracts import (
+    Decision,
+    DriftReport,
+    Evaluation,
+    Failure,
+    Outcome,
+    RunReport,
+    StepDocument,
+    TrainingSummary,
+    ValidationReport,
+    Verdict,
+    WindowDocument,
+)
+from components.core.registry import Registry
+from components.core.runs import Run, StepRecord
+
+ATTEMPT_STEPS: dict[str, type[StepDocument]] = {
+    "train": TrainingSummary,
+    "evaluate": Evaluation,
+    "gate": Verdict,
+}
+STEPS: dict[str, type[StepDocument]] = {
+    "ingest": WindowDocument,
+    "validate": ValidationReport,
+    "detect_drift": DriftReport,
+    "decide": Decision,
+    **{f"{step}-{n}": kind for n in range(1, MAX_RUNGS + 1) for step, kind in ATTEMPT_STEPS.items()},
+    "outcome": Outcome,
+}
+
+
+def read_steps(run: Run) -> dict[str, StepRecord[StepDocument]]:
+    """Every step that left a record, in the order of the graph."""
+    return {step: record for step, kind in STEPS.items() if (record := run.record(step, kind))}
+
+
+def read_failures(run: Run) -> list[Failure]:
+    """Every step that filed why it crashed."""
+    prefix = run.key("failure-")
+    names = [listed.key.rpartition("/")[2].removesuffix(".json") for listed in run.store.list_objects(prefix)]
+    return [failure for name in names if (failure := run.read(name, Failure))]
+
+
+def summarise(run: Run) -> RunReport:
+    """Tell a run in one row.
+
+    A run without an outcome failed: the reason is the failure that a step filed, or that none was filed (its pod was
+    lost, or the error carried no advice: then the log has it).
+    """
+    parameters, steps = run.parameters, read_steps(run)
+    times = [(r.started, r.seconds) for r in steps.values()]
+    started = min((t for t, _ in times), default=datetime.now(UTC))
+    ended = max((t.timestamp() + s for t, s in times), default=started.timestamp())
+    window, drift = run.read("ingest", WindowDocument), run.read("detect_drift", DriftReport)
+    decision, outcome = run.read("decide", Decision), run.read("outcome", Outcome)
+    attempts = [n for n in range(1, MAX_RUNGS + 1) if f"train-{n}" in steps]
+    last = attempts[-1] if attempts else 0
+    verdict, trained = run.read(f"gate-{last}", Verdict), run.read(f"train-{last}", TrainingSummary)
+    word: str
+    if outcome:
+        word, reason = outcome.outcome, decision.reasons[0] if decision else outcome.reason
+        before, after = outcome.champion_before, outcome.champion_after
+    else:
+        failures = read_failures(run)
+        word = "failed"
+        reason = failures[-1].sentence if failures else "A step crashed or its pod was lost: its log has the reason."
+        champion = Registry(run.store, parameters.model).champion()
+        before = after = champion.version if champion else None
+    return RunReport(
+        run_id=run.run_id,
+        model=parameters.model,
+        source=parameters.source,
+        started=started,
+        seconds=ended - started.timestamp(),
+        window=window.id if window else None,
+        drift=drift.word if drift else None,
+        action=decision.action if decision else None,
+        rule=decision.rule if decision else None,
+        strategy=trained.strategy if trained else None,
+        reason=reason,
+        verdict=verdict.verdict if verdict else None,
+        outcome=word,
+        champion_before=before,
+        champion_after=after,
+        accuracy=_accuracy(run.read(f"evaluate-{last}", Evaluation), drift),
+        attempts=len(attempts),
+        step_seconds={step: record.seconds for step, record in steps.items()},
+    )
+
+
+def _accuracy(evaluation: Evaluation | None, drift: DriftReport | None) -> dict[str, float]:
+    """Accuracies by role and holdout; where nothing was trained, the champion's on its reference and on the window."""
+    if evaluation:
+        return evaluation.figures
+    if drift is None or drift.reference_accuracy is None or drift.window_accuracy is None:
+        return {}
+    return {"champion_old": drift.reference_accuracy, "champion_new": drift.window_accuracy}

@@ -1,0 +1,43 @@
+"""KFP doorway of the training step."""
+
+from kfp import dsl
+
+from components.core.component import component
+
+
+@component
+def train(
+    config: str,
+    run_id: str,
+    window: str,
+    rung: int,
+    gpu_type: str,
+    gpu_count: str,
+    metrics: dsl.Output[dsl.Metrics],
+    summary: dsl.Output[dsl.Markdown],
+) -> str:
+    """Train a challenger: one rung of the plan's ladder.
+
+    Args:
+        config: Path of the configuration file, as the pods see it.
+        run_id: This run.
+        window: Id of the window.
+        rung: Which attempt of the plan, from 1.
+        gpu_type: Resource name of the GPU this pod asks for; empty means CPU.
+        gpu_count: How many of them.
+        metrics: Rows, seconds, images a second, last loss.
+        summary: What was trained, on what, for how long.
+
+    Returns:
+        The challenger's version.
+    """
+    from components.train import step
+
+    trained = step.run(config, run_id, window, rung)
+    metrics.log_metric("rows", trained.rows)
+    metrics.log_metric("seconds", trained.seconds)
+    metrics.log_metric("images_per_second", trained.images_per_second)
+    metrics.log_metric("loss", trained.losses[-1])
+    with open(summary.path, "w") as file:
+        file.write(trained.sentence)
+    return trained.word

@@ -1,0 +1,73 @@
+"""The training loop: shuffled batches, AdamW, warm-up and cosine decay. Values in, values out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from components.core.config import LoopConfig
+
+
+def fit(
+    network: nn.Module,
+    inputs: Tensor,
+    labels: Tensor,
+    config: LoopConfig,
+    *,
+    batch_size: int,
+    generator: torch.Generator,
+    on_epoch: Callable[[int], object] = lambda rows: None,
+) -> list[float]:
+    """Minimise cross-entropy over the rows, in place. The caller chooses train or evaluation mode.
+
+    Args:
+        network: Maps a batch of `inputs` to logits (n, classes); its parameters with `requires_grad` are updated.
+        inputs: Shape (n, ...), on the network's device. n >= 2.
+        labels: Class indices, int64, shape (n,), same device.
+        config: Epochs and rates.
+        batch_size: Rows of one step; a last batch of one row joins the one before (batch norm needs two).
+        generator: Order of the rows; on the CPU.
+        on_epoch: Called with the number of rows done since the last call.
+
+    Returns:
+        Mean loss of each epoch, in nats.
+
+    Raises:
+        FloatingPointError: The loss is not finite any more.
+    """
+    parameters = [p for p in network.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
+    batches = max(1, len(inputs) // batch_size)
+    steps = config.epochs * batches
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warmup_cosine(step, steps))
+    losses = []
+    for _ in range(config.epochs):
+        order = torch.randperm(len(inputs), generator=generator).to(inputs.device)
+        total = torch.zeros((), device=inputs.device)
+        for index in order.tensor_split(batches):
+            loss = nn.functional.cross_entropy(network(inputs[index]), labels[index])
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            total += loss.detach() * len(index)
+        losses.append(float(total) / len(inputs))
+        if not math.isfinite(losses[-1]):
+            raise FloatingPointError(f"loss is {losses[-1]} in epoch {len(losses)}: lower the learning rate")
+        on_epoch(len(inputs))
+    return losses
+
+
+def warmup_cosine(step: int, steps: int) -> float:
+    """Factor on the peak rate, in [0, 1]: linear over the first 5 % of the steps, then half a cosine to zero.
+
+    Source:
+        Loshchilov & Hutter, "SGDR", ICLR 2017; warm-up: Goyal et al., "Accurate, Large Minibatch SGD", 2017.
+    """
+    warmup = max(1, round(0.05 * steps))
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))

@@ -1,0 +1,1 @@
+"""Step 2: is this window fit to be looked at?"""

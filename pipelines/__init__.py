@@ -1,0 +1,1 @@
+"""Wiring, launching and the command line."""

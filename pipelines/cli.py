@@ -1,0 +1,133 @@
+"""The command line: verbs only; every knob is in the configuration file. Heavy packages are imported by the verb."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from components.core.errors import RetrainError
+
+app = typer.Typer(
+    name="retrain",
+    help="Keeps image classifiers up to date: validate, detect drift, decide, train, gate, promote.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+ConfigPath = Annotated[Path, typer.Option("--config", "-c", help="The configuration file.")]
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON object a line on standard output.")]
+Source = Annotated[str, typer.Argument(help="Folder of class folders, or the id of a window in the store.")]
+DEFAULT_CONFIG = Path("retrain.yaml")
+
+
+@app.command()
+def demo(
+    folder: Annotated[Path, typer.Option(help="Where images, store and report go. Made anew.")] = Path("retrain-demo"),
+    as_json: AsJson = False,
+) -> None:
+    """Show the whole product on real scans of handwritten digits: six windows arrive, six different things happen."""
+    from pipelines.demo import run_demo
+
+    run_demo(folder, as_json=as_json)
+
+
+@app.command()
+def ingest(source: Source, config: ConfigPath = DEFAULT_CONFIG, as_json: AsJson = False) -> None:
+    """Turn a folder of class folders into a window of the store."""
+    from components.core import logs
+    from components.core.config import load_config
+    from components.core.storage import open_store
+    from components.ingest.step import ingest as make_window
+
+    logs.configure()
+    settings = load_config(config)
+    store = open_store(settings.store)
+    store.check_reachable()
+    window = make_window(store, settings, source)
+    _show(window.model_dump(mode="json"), window.sentence, as_json)
+
+
+@app.command()
+def run(
+    source: Source,
+    config: ConfigPath = DEFAULT_CONFIG,
+    strategy: Annotated[str, typer.Option(help="auto, head-only, fine-tune or retrain.")] = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Run the whole pipeline on this machine: the same compiled YAML that a cluster gets."""
+    from pipelines.local import run_pipeline, say_on_stderr
+
+    report = run_pipeline(config, source, strategy, say_on_stderr)
+    _show(report.model_dump(mode="json"), report.sentence, as_json)
+
+
+@app.command()
+def status(config: ConfigPath = DEFAULT_CONFIG, as_json: AsJson = False) -> None:
+    """Show the champion, the ledger, the runs and what is in quarantine."""
+    from pipelines.status import print_status
+
+    print_status(config, as_json=as_json)
+
+
+@app.command()
+def report(
+    config: ConfigPath = DEFAULT_CONFIG,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The HTML file to write.")] = Path("report.html"),
+) -> None:
+    """Write one HTML page over all runs of the model, with pictures of what changed."""
+    from pipelines.status import write_report
+
+    typer.echo(f"{write_report(config, output)} runs: {output}")
+
+
+@app.command()
+def verify(
+    version: Annotated[str | None, typer.Argument(help="A version; the champion by default.")] = None,
+    config: ConfigPath = DEFAULT_CONFIG,
+) -> None:
+    """Check the ledger's chain and every file of a version against its digest."""
+    from pipelines.status import verify_version
+
+    typer.echo(verify_version(config, version))
+
+
+@app.command(name="compile")
+def compile_(
+    output: Annotated[Path, typer.Option("--output", "-o", help="The YAML file to write.")] = Path(
+        "retrain-pipeline.yaml"
+    ),
+) -> None:
+    """Compile the pipeline to the YAML that Kubeflow Pipelines takes."""
+    from pipelines.client import compile_pipeline
+
+    typer.echo(f"compiled: {compile_pipeline(output)}")
+
+
+@app.command(name="config")
+def config_(
+    schema: Annotated[bool, typer.Option("--schema", help="The JSON schema instead, for editors.")] = False,
+) -> None:
+    """Print a documented configuration file with every default."""
+    from components.core.config import Config, describe_config
+
+    typer.echo(json.dumps(Config.model_json_schema(), indent=2) if schema else describe_config())
+
+
+def main() -> None:
+    """Entry point. Exit codes: 0 done (a rejected challenger too), 1 a run failed, 2 a usage or configuration error."""
+    try:
+        app()
+    except RetrainError as error:
+        typer.secho("error", fg="red", bold=True, err=True)
+        typer.echo(
+            f"  found:    {error.found}\n  expected: {error.expected}\n  next:     {error.next_command}", err=True
+        )
+        sys.exit(error.exit_code)
+
+
+def _show(document: dict[str, object], sentence: str, as_json: bool) -> None:
+    typer.echo(json.dumps(document, ensure_ascii=False) if as_json else sentence)

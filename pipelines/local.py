@@ -1,0 +1,178 @@
+"""Run the compiled pipeline on this machine: KFP's local runner, a subprocess a step, the store of the configuration.
+
+What runs is the YAML that a cluster would get. Covers checking the input first, progress, and turning what the runner
+prints into one report or one error. Not covered: submitting to a cluster.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import re
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from components.core.config import Config, check_strategy, load_config
+from components.core.contracts import RunReport
+from components.core.errors import ConfigurationError, RunFailed
+from components.core.registry import Registry
+from components.core.runs import Run
+from components.core.storage import open_store
+
+# What kfp.local says when it skips a branch that it could not decide, and then reports success.
+SILENT_FAILURES = ("Could not resolve", "Condition evaluation failed", "Unknown items type", "Failed to ")
+EXECUTING = re.compile(r"Executing task .*?'([\w-]+)'")
+STEP_LINE = re.compile(r"\[KFP Executor [^\]]*\]: ([\w()-]+(?: [\w()-]+)*: .+)")
+RUN_ID = re.compile(r"\(run ([A-Za-z0-9-]+)\)$")
+LOG_NAME = "run.log"
+
+
+def check_inputs(config: Config, source: str, strategy: str) -> None:
+    """Find what would stop a run before it begins, so that bad input changes nothing in the store.
+
+    Raises:
+        ConfigurationError: The strategy is unknown, the store does not answer, or there is no such window.
+        SourceError: The source is no folder of labelled images.
+        IntegrityError: The ledger or a file of the champion is not what was written.
+    """
+    check_strategy(strategy)
+    store = open_store(config.store)
+    store.check_reachable()
+    if not re.fullmatch(r"[0-9a-f]{32}", source):
+        from components.ingest.sources import list_images
+
+        list_images(Path(source), config.ingest)
+    registry = Registry(store, config.model)
+    if champion := registry.champion():
+        registry.verify_version(champion.version)
+
+
+def run_pipeline(
+    config_path: Path, source: str, strategy: str, say: Callable[[str], None], log_folder: Path | None = None
+) -> RunReport:
+    """Run the whole pipeline on a source and wait for its end.
+
+    Args:
+        config_path: The configuration file.
+        source: Folder of class folders, or the id of a window.
+        strategy: auto, or one that is forced.
+        say: Called with each line that people want to see.
+        log_folder: Where the whole output of the runner is kept; a temporary folder by default.
+
+    Raises:
+        ConfigurationError, SourceError, IntegrityError: See `check_inputs`; the store is as it was.
+        RunFailed: A step crashed; the message has its reason and the place of the log.
+    """
+    config = load_config(config_path)
+    check_inputs(config, source, strategy)
+    if not re.fullmatch(r"[0-9a-f]{32}", source):
+        source = str(Path(source).absolute())
+    arguments = {"source": source, "config": str(config_path.absolute()), "strategy": strategy}
+    log_folder = log_folder or Path(tempfile.mkdtemp(prefix="retrain-log-"))
+    log_folder.mkdir(parents=True, exist_ok=True)
+    with (log_folder / LOG_NAME).open("a") as log:
+        output = RunnerOutput(log, say)
+        error = _execute(arguments, output)
+    if output.silent_failures:
+        raise RunFailed(
+            f"the local runner skipped a branch: {output.silent_failures[0]}",
+            expected="every branch decided",
+            next_command=f"read {log_folder / LOG_NAME} and report this as a bug of the pipeline",
+        )
+    report = Run(open_store(config.store), output.run_id).read("report", RunReport) if output.run_id else None
+    if error or report is None or report.outcome == "failed":
+        raise RunFailed(
+            (report.reason if report else str(error)).replace("\n", "\n  "),
+            expected="every step to end",
+            next_command=f"read {log_folder / LOG_NAME}, mend, and run again: it picks up where the store is",
+        ) from error
+    return report
+
+
+class RunnerOutput(io.TextIOBase):
+    """What kfp.local prints: kept in a log; its few lines for people are passed on."""
+
+    def __init__(self, log: io.TextIOBase | object, say: Callable[[str], None]) -> None:
+        self._log, self._say, self._rest = log, say, ""
+        self._began = time.monotonic()
+        self.run_id: str | None = None
+        self.silent_failures: list[str] = []
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, text: str) -> int:
+        *lines, self._rest = (self._rest + text).split("\n")
+        for line in lines:
+            self._take(line)
+        return len(text)
+
+    def _take(self, line: str) -> None:
+        self._log.write(line + "\n")  # type: ignore[union-attr]
+        self._log.flush()  # type: ignore[union-attr]
+        plain = re.sub(r"\x1b\[\d+m", "", line)
+        if any(f"- WARNING - {failure}" in plain or f"- ERROR - {failure}" in plain for failure in SILENT_FAILURES):
+            self.silent_failures.append(plain.strip())
+        if match := STEP_LINE.search(plain):
+            message = match[1]
+            if run := RUN_ID.search(message):
+                self.run_id = run[1]
+            else:
+                self._say(f"{time.monotonic() - self._began:6.1f} s  {message}")
+        elif match := EXECUTING.search(plain):
+            self._say(f"{time.monotonic() - self._began:6.1f} s  {match[1]} ...")
+
+
+def _execute(arguments: dict[str, str], output: RunnerOutput) -> RuntimeError | None:
+    """Compile, load the compiled file, run it. Returns the runner's error, if any."""
+    with tempfile.TemporaryDirectory(prefix="retrain-run-") as folder, _quiet_kfp():
+        from kfp import components, local
+
+        from pipelines.client import compile_pipeline
+
+        for name, value in {**arguments, "temporary folder": folder}.items():
+            if "python3" in value:
+                raise ConfigurationError(
+                    f"{name} is {value!r}",
+                    expected="a path without 'python3' in it: KFP's local runner replaces that word by its interpreter",
+                    next_command="move or rename the folder (or set TMPDIR)",
+                )
+        compiled = compile_pipeline(Path(folder, "retrain.yaml"))
+        local.init(local.SubprocessRunner(use_venv=False), pipeline_root=str(Path(folder, "root")))
+        pipeline = components.load_component_from_file(str(compiled))
+        try:
+            with contextlib.redirect_stdout(output):
+                pipeline(**arguments)
+        except RuntimeError as error:
+            return error
+    return None
+
+
+@contextlib.contextmanager
+def _quiet_kfp() -> Iterator[None]:
+    """Silence kfp's warnings of what does not apply here, and keep the user's working directory off the path.
+
+    The steps are started with `python -m`, which puts the working directory first: a folder there that is called
+    `components` would hide ours.
+    """
+    before = os.environ.get("PYTHONSAFEPATH")
+    os.environ["PYTHONSAFEPATH"] = "1"
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        if before is None:
+            del os.environ["PYTHONSAFEPATH"]
+        else:
+            os.environ["PYTHONSAFEPATH"] = before
+
+
+def say_on_stderr(line: str) -> None:
+    """Print a progress line where it does not mix with `--json`."""
+    print(line, file=sys.stderr, flush=True)  # noqa: T201

@@ -1,0 +1,73 @@
+"""THE GRAPH: from new images to a new champion, or to the reason why not.
+
+retrain
+└ ExitHandler(report)
+  ingest → validate → detect_drift → decide ─ train | skip | quarantine
+  If train: attempt(1)   Else: record
+
+attempt(rung)
+  train[GPU] → evaluate → gate ─ promote | escalate | reject | hold
+  If promote: promote   Elif escalate: attempt(rung + 1)   Else: record
+"""
+
+from kfp import dsl
+
+from components.core.config import MAX_RUNGS
+from components.decide.component import decide
+from components.detect_drift.component import detect_drift
+from components.evaluate.component import evaluate
+from components.gate.component import gate
+from components.ingest.component import ingest
+from components.promote.component import promote, record
+from components.report.component import report
+from components.train.component import train
+from components.validate.component import validate
+from pipelines.runtime import on_cpu, on_gpu
+
+RUN = dsl.PIPELINE_JOB_ID_PLACEHOLDER  # passed whole, never inside a longer string: the backend replaces nothing else
+
+
+def attempt(config: str, window: str, gpu_type: str, gpu_count: str, rung: int = 1) -> None:
+    """Train, judge, then promote, climb to the next rung, or record. A plain function, called while kfp traces."""
+    at = {"config": config, "run_id": RUN, "rung": rung}
+    # What sets the pod's resources is an argument too: the compiler does not hand down what only set_* calls use.
+    trained = on_gpu(train(**at, window=window, gpu_type=gpu_type, gpu_count=gpu_count), gpu_type, gpu_count)
+    challenger = trained.outputs["Output"]
+    evaluated = on_cpu(evaluate(**at, window=window, challenger=challenger), memory="16Gi")
+    verdict = on_cpu(gate(**at, evaluation=evaluated.outputs["Output"])).outputs["Output"]
+    with dsl.If(verdict == "promote", name="no-regression"):
+        on_cpu(promote(**at, window=window, challenger=challenger, verdict=verdict))
+    if rung < MAX_RUNGS:
+        with dsl.Elif(verdict == "escalate", name="escalate"):
+            attempt(config, window, gpu_type, gpu_count, rung + 1)
+    with dsl.Else(name="not-promoted"):
+        on_cpu(record(**at, window=window, word=verdict))
+
+
+@dsl.pipeline(name="retrain", description="New labelled images in; a new champion out, or the reason why not.")
+def retrain(
+    source: str,
+    config: str = "/etc/retrain/config.yaml",
+    strategy: str = "auto",
+    gpu_type: str = "",
+    gpu_count: str = "1",
+) -> None:
+    """Retrain an image classifier on newly arrived images, if that helps and nothing regresses.
+
+    Args:
+        source: Folder of class folders (SOURCE/<label>/<image>), or the id of a window that exists.
+        config: Path of the configuration file, as the pods see it.
+        strategy: auto lets the policy decide; head-only, fine-tune or retrain force one.
+        gpu_type: Resource name of the GPU for training, such as nvidia.com/gpu; empty trains on the CPU.
+        gpu_count: How many GPUs.
+    """
+    run = {"config": config, "run_id": RUN}
+    with dsl.ExitHandler(on_cpu(report(**run)), name="window-to-champion"):
+        window = on_cpu(ingest(**run, source=source, strategy=strategy), seconds=6 * 3600).outputs["Output"]
+        validation = on_cpu(validate(**run, window=window)).outputs["Output"]
+        drift = on_cpu(detect_drift(**run, window=window, validation=validation), memory="16Gi").outputs["Output"]
+        action = on_cpu(decide(**run, window=window, validation=validation, drift=drift)).outputs["Output"]
+        with dsl.If(action == "train", name="train"):
+            attempt(config, window, gpu_type, gpu_count)
+        with dsl.Else(name="nothing-to-train"):
+            on_cpu(record(**run, window=window, word=action, rung=0))

@@ -1,0 +1,106 @@
+"""What the store says: champion, ledger, runs, quarantine; the page over all runs; integrity."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from components.core.config import Config, load_config
+from components.core.contracts import RunReport
+from components.core.errors import ConfigurationError
+from components.core.registry import Registry
+from components.core.runs import Run, list_runs
+from components.core.storage import ObjectStore, open_store
+
+
+def print_status(config_path: Path, *, as_json: bool) -> None:
+    """Print the state of a model: JSON with one object, or tables."""
+    config, store = _open(config_path)
+    records = Registry(store, config.model).ledger()
+    champion = Registry(store, config.model).champion()
+    reports = [report for run in model_runs(store, config) if (report := run.read("report", RunReport))]
+    quarantined = [o.key.rpartition("/")[2].removesuffix(".json") for o in store.list_objects("quarantine/")]
+    if as_json:
+        state = {
+            "model": config.model,
+            "champion": champion.version if champion else None,
+            "ledger": [record.model_dump(mode="json") for record in records],
+            "runs": [report.model_dump(mode="json") for report in reports],
+            "quarantine": quarantined,
+        }
+        print(json.dumps(state, ensure_ascii=False))  # noqa: T201
+        return
+    console = Console()
+    since = f", since {champion.created:%Y-%m-%d %H:%M} UTC (ledger {champion.number})" if champion else ""
+    console.print(f"{config.model}: champion [bold]{champion.version if champion else 'none yet'}[/bold]{since}")
+    console.print(run_table(reports))
+    console.print(f"quarantine: {', '.join(quarantined) or 'empty'}")
+
+
+def run_table(reports: list[RunReport]) -> Table:
+    """Runs as a table: window, drift, decision and its reason, verdict, accuracies on both holdouts, seconds."""
+    table = Table(show_lines=True)
+    for title in ("window", "drift", "decision", "reason", "verdict", "old holdout", "new holdout", "seconds"):
+        table.add_column(title, justify="right" if title in ("seconds",) else "left", overflow="fold")
+    for r in reports:
+        strategy = f"{r.action or '–'}" + (f"\n{r.strategy}" if r.strategy else "")
+        table.add_row(
+            f"{Path(r.source).name}\n{(r.window or '')[:8]}",
+            r.drift or "–",
+            strategy + (f"\nattempt {r.attempts}" if r.attempts > 1 else ""),
+            r.reason,
+            f"{r.verdict or '–'}\n{r.outcome}",
+            _accuracies(r, "old"),
+            _accuracies(r, "new"),
+            f"{r.seconds:.0f}",
+        )
+    return table
+
+
+def model_runs(store: ObjectStore, config: Config) -> list[Run]:
+    """Runs of the configured model, oldest first."""
+    return [run for run in list_runs(store) if run.parameters.model == config.model]
+
+
+def write_report(config_path: Path, output: Path) -> int:
+    """Write the page over all runs of the model. Returns how many there are."""
+    from components.report.page import render_page
+
+    config, store = _open(config_path)
+    runs = model_runs(store, config)
+    output.write_text(render_page(runs))
+    return len(runs)
+
+
+def verify_version(config_path: Path, version: str | None) -> str:
+    """Check ledger and files of a version (the champion by default).
+
+    Raises:
+        IntegrityError: Names what is not as it was written.
+        ConfigurationError: There is no champion to check.
+    """
+    config, store = _open(config_path)
+    registry = Registry(store, config.model)
+    records, champion = registry.ledger(), registry.champion()
+    version = version or (champion.version if champion else None)
+    if version is None:
+        raise ConfigurationError(
+            f"{config.model} has no champion", expected="a version to check", next_command="retrain run FOLDER"
+        )
+    manifest = registry.verify_version(version)
+    return f"{version}: {len(manifest.files)} files as written; ledger: {len(records)} records, unbroken"
+
+
+def _open(config_path: Path) -> tuple[Config, ObjectStore]:
+    config = load_config(config_path)
+    store = open_store(config.store)
+    store.check_reachable()
+    return config, store
+
+
+def _accuracies(report: RunReport, holdout: str) -> str:
+    values = [report.accuracy.get(f"{role}_{holdout}") for role in ("champion", "challenger")]
+    return " → ".join(f"{100 * value:.1f} %" for value in values if value is not None) or "–"
