@@ -77,17 +77,17 @@ def run_demo(folder: Path, *, as_json: bool) -> None:
 def arrivals() -> Iterator[Arrival]:
     """The six windows, in the order they arrive. No image comes twice."""
     low, high = _pools()
-    first, more = _take(low, 500), _take(low, 220)
-    faded, mixed, broken, negative = _take(low, 220), _take(low, 60), _take(low, 100), _take(low, 340)
-    new_digits, broken_high, negative_high = _take(high, 200), _take(high, 40), _take(high, 100)
+    first, more = _take(low, 460), _take(low, 200)
+    faded, mixed, broken, lying = _take(low, 220), _take(low, 160), _take(low, 100), _take(low, 300)
+    new_digits, broken_high, lying_high = _take(high, 200), _take(high, 40), _take(high, 100)
     yield Arrival(
         name="1-first-delivery",
-        story="500 scans of the digits 0 to 7. There is no champion yet.",
+        story="460 scans of the digits 0 to 7. There is no champion yet.",
         write=lambda to: write_folder(to, first),
     )
     yield Arrival(
         name="2-more-of-the-same",
-        story="220 more scans from the same scanner.",
+        story="200 more scans from the same scanner.",
         write=lambda to: write_folder(to, more),
     )
     yield Arrival(
@@ -97,7 +97,7 @@ def arrivals() -> Iterator[Arrival]:
     )
     yield Arrival(
         name="4-new-digits",
-        story="200 scans of the digits 8 and 9, which nobody has shown before, among 60 others.",
+        story="200 scans of the digits 8 and 9, which nobody has shown before, among 160 others.",
         write=lambda to: write_folder(to, _join(new_digits, mixed)),
     )
     yield Arrival(
@@ -105,21 +105,22 @@ def arrivals() -> Iterator[Arrival]:
         story="140 scans; some files are cut short, and the folders were named in the wrong order.",
         write=lambda to: write_broken_folder(to, _join(broken, broken_high)),
     )
+    images, digits = _join(lying, lying_high)
     yield Arrival(
         name="6-negatives",
-        story="440 scans of photographic negatives, lying on their side.",
-        write=lambda to: write_folder(to, (sideways_negative(_join(negative, negative_high)[0]), _join(negative, negative_high)[1])),
+        story="400 scans of photographic negatives that lay on their side.",
+        write=lambda to: write_folder(to, (sideways_negative(images), digits)),
     )
 
 
 def weak_lamp(images: np.ndarray) -> np.ndarray:
     """Pale ink on grey paper, a pixel lower: uint8 (n, 8, 8) to the same."""
-    return (np.roll(images, 1, axis=1) * 0.35 + 110).astype(np.uint8)
+    return (np.roll(images, 1, axis=1) * 0.7 + 40).astype(np.uint8)
 
 
 def sideways_negative(images: np.ndarray) -> np.ndarray:
     """Inverted and turned by 90 degrees: uint8 (n, 8, 8) to the same."""
-    return np.rot90(255 - images, axes=(1, 2)).copy()
+    return np.ascontiguousarray(np.rot90(255 - images, axes=(1, 2)))
 
 
 def write_folder(folder: Path, digits: Digits) -> None:

@@ -60,6 +60,7 @@ def _train(record: Run, window_id: str, rung: int) -> TrainingSummary:
             old=old,
             new=new,
             loop=plan.hyperparameters,
+            head_loop=config.training.head_only,
             batch_size=config.training.batch_size,
             replay_fraction=config.training.replay_fraction,
             generator=torch.Generator().manual_seed(config.training.seed),

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from components.core.config import LoopConfig, StrategyName
 from components.core.datasets import ImageSet
@@ -28,6 +28,7 @@ class Task:
     old: ImageSet
     new: ImageSet
     loop: LoopConfig
+    head_loop: LoopConfig
     batch_size: int
     replay_fraction: float
     generator: torch.Generator
@@ -60,20 +61,24 @@ def train_head(task: Task) -> Trained:
     """
     model = _start_from_champion(task)
     images, labels, replayed = _new_and_replay(task)
-    features = extract_features(model, images, batch_size=max(256, task.batch_size)).embeddings.to(task.device)
-    losses = _fit(task, model.head, features, labels)
+    losses = _fit_head(task, model, images, labels)
     return Trained(model=model, losses=losses, rows=len(labels), replayed_rows=replayed)
 
 
 def fine_tune(task: Task) -> Trained:
     """Update all weights at a low rate, on new rows and a class-balanced replay of old ones.
 
+    A head that has grown is fitted alone first: its fresh rows would pull noise through the body, and a low rate
+    would not bring them up.
+
     Source:
-        Rehearsal: Robins, "Catastrophic forgetting, rehearsal and pseudorehearsal", Connection Science 7 (1995).
+        Rehearsal: Robins, "Catastrophic forgetting, rehearsal and pseudorehearsal", Connection Science 7 (1995). Head
+        first: Kumar et al., "Fine-Tuning can Distort Pretrained Features", ICLR 2022.
     """
-    model = _start_from_champion(task).train()
+    model = _start_from_champion(task)
     images, labels, replayed = _new_and_replay(task)
-    losses = _fit(task, model, images, labels)
+    losses = _fit_head(task, model, images, labels) if _grown(task) else []
+    losses += _fit(task, task.loop, model.train(), images, labels)
     return Trained(model=model, losses=losses, rows=len(labels), replayed_rows=replayed)
 
 
@@ -82,7 +87,7 @@ def retrain(task: Task) -> Trained:
     model = build_classifier(task.spec, task.generator).to(task.device).train()
     images = torch.cat([task.old.images, task.new.images]).to(task.device)
     labels = torch.cat([task.old.labels, task.new.labels]).to(task.device)
-    return Trained(model=model, losses=_fit(task, model, images, labels), rows=len(labels), replayed_rows=0)
+    return Trained(model=model, losses=_fit(task, task.loop, model, images, labels), rows=len(labels), replayed_rows=0)
 
 
 STRATEGIES: Mapping[StrategyName, Strategy] = {"head-only": train_head, "fine-tune": fine_tune, "retrain": retrain}
@@ -122,12 +127,22 @@ def _new_and_replay(task: Task) -> tuple[Tensor, Tensor, int]:
     return images, torch.cat([replay.labels, task.new.labels]).to(task.device), len(replay)
 
 
-def _fit(task: Task, network: torch.nn.Module, inputs: Tensor, labels: Tensor) -> list[float]:
+def _grown(task: Task) -> bool:
+    assert task.champion is not None
+    return len(task.spec.classes) > len(task.champion.spec.classes)
+
+
+def _fit_head(task: Task, model: Classifier, images: Tensor, labels: Tensor) -> list[float]:
+    features = extract_features(model, images, batch_size=max(256, task.batch_size)).embeddings.to(task.device)
+    return _fit(task, task.head_loop, model.head, features, labels)
+
+
+def _fit(task: Task, loop: LoopConfig, network: nn.Module, inputs: Tensor, labels: Tensor) -> list[float]:
     return fit(
         network,
         inputs,
         labels,
-        task.loop,
+        loop,
         batch_size=task.batch_size,
         generator=task.generator,
         on_epoch=task.on_epoch,
