@@ -77,17 +77,17 @@ def run_demo(folder: Path, *, as_json: bool) -> None:
 def arrivals() -> Iterator[Arrival]:
     """The six windows, in the order they arrive. No image comes twice."""
     low, high = _pools()
-    first, more = _take(low, 460), _take(low, 200)
-    faded, mixed, broken, lying = _take(low, 220), _take(low, 160), _take(low, 100), _take(low, 300)
+    first, more = _take(low, 440), _take(low, 180)
+    faded, mixed, broken, lying = _take(low, 220), _take(low, 220), _take(low, 100), _take(low, 280)
     new_digits, broken_high, lying_high = _take(high, 200), _take(high, 40), _take(high, 100)
     yield Arrival(
         name="1-first-delivery",
-        story="460 scans of the digits 0 to 7. There is no champion yet.",
+        story="440 scans of the digits 0 to 7. There is no champion yet.",
         write=lambda to: write_folder(to, first),
     )
     yield Arrival(
         name="2-more-of-the-same",
-        story="200 more scans from the same scanner.",
+        story="180 more scans from the same scanner.",
         write=lambda to: write_folder(to, more),
     )
     yield Arrival(
@@ -97,7 +97,7 @@ def arrivals() -> Iterator[Arrival]:
     )
     yield Arrival(
         name="4-new-digits",
-        story="200 scans of the digits 8 and 9, which nobody has shown before, among 160 others.",
+        story="200 scans of the digits 8 and 9, which nobody has shown before, among 220 others.",
         write=lambda to: write_folder(to, _join(new_digits, mixed)),
     )
     yield Arrival(
@@ -108,7 +108,7 @@ def arrivals() -> Iterator[Arrival]:
     images, digits = _join(lying, lying_high)
     yield Arrival(
         name="6-negatives",
-        story="400 scans of photographic negatives that lay on their side.",
+        story="380 scans of photographic negatives that lay on their side.",
         write=lambda to: write_folder(to, (sideways_negative(images), digits)),
     )
 

@@ -11,7 +11,6 @@ from safetensors.torch import save as save_tensors
 from components.core.config import Config
 from components.core.contracts import Decision, Lineage, Rung, TrainingSummary
 from components.core.datasets import ImageSet, load_images
-from components.core.logs import progress
 from components.core.models import (
     Classifier,
     ModelSpec,
@@ -23,7 +22,7 @@ from components.core.models import (
 from components.core.registry import Registry
 from components.core.runs import Run, open_run, perform
 from components.core.windows import Window
-from components.train.strategies import STRATEGIES, Task, Trained
+from components.train.strategies import STRATEGIES, Task
 
 REFERENCE_ROWS = 2000  # below this the false-alarm rate depends on which rows were drawn (0-25 % measured at 200)
 
@@ -51,9 +50,7 @@ def _train(record: Run, window_id: str, rung: int) -> TrainingSummary:
         spec = _normalised(spec, torch.cat([old.images, new.images]))
     device = best_device()
     started = time.monotonic()
-    trained = _run_strategy(
-        config,
-        plan,
+    trained = STRATEGIES[plan.strategy](
         Task(
             spec=spec,
             champion=champion,
@@ -96,12 +93,6 @@ def _train(record: Run, window_id: str, rung: int) -> TrainingSummary:
         images_per_second=trained.rows * plan.hyperparameters.epochs / seconds,
         device=str(device),
     )
-
-
-def _run_strategy(config: Config, plan: Rung, task: Task) -> Trained:
-    rows = plan.training_rows * plan.hyperparameters.epochs
-    with progress(f"training ({plan.strategy})", rows) as advance:
-        return STRATEGIES[plan.strategy](Task(**{**task.__dict__, "on_epoch": advance}))
 
 
 def _lineage(registry: Registry, version: str | None) -> Lineage | None:

@@ -5,7 +5,7 @@ Not covered: which one is used (`decide`), and whether its result is any good (`
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from components.core.config import LoopConfig, StrategyName
 from components.core.datasets import ImageSet
+from components.core.logs import progress
 from components.core.models import Classifier, ModelSpec, build_classifier, extract_features, grow_head
 from components.train.loop import fit
 
@@ -33,7 +34,6 @@ class Task:
     replay_fraction: float
     generator: torch.Generator
     device: torch.device
-    on_epoch: Callable[[int], object] = lambda rows: None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,12 +138,8 @@ def _fit_head(task: Task, model: Classifier, images: Tensor, labels: Tensor) -> 
 
 
 def _fit(task: Task, loop: LoopConfig, network: nn.Module, inputs: Tensor, labels: Tensor) -> list[float]:
-    return fit(
-        network,
-        inputs,
-        labels,
-        loop,
-        batch_size=task.batch_size,
-        generator=task.generator,
-        on_epoch=task.on_epoch,
-    )
+    label = "training the head" if isinstance(network, nn.Linear) else "training"
+    with progress(label, len(inputs) * loop.epochs) as advance:
+        return fit(
+            network, inputs, labels, loop, batch_size=task.batch_size, generator=task.generator, on_epoch=advance
+        )
