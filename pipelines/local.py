@@ -23,6 +23,9 @@ from components.core.errors import ConfigurationError, RunFailed
 from components.core.registry import Registry
 from components.core.runs import Run
 from components.core.storage import open_store
+from components.core.windows import Window
+from components.ingest.sources import list_images, names_window
+from components.report.summary import read_failures
 
 # What kfp.local says when it skips a branch that it could not decide, and then reports success.
 SILENT_FAILURES = ("Could not resolve", "Condition evaluation failed", "Unknown items type", "Failed to ")
@@ -43,9 +46,9 @@ def check_inputs(config: Config, source: str, strategy: str) -> None:
     check_strategy(strategy)
     store = open_store(config.store)
     store.check_reachable()
-    if not re.fullmatch(r"[0-9a-f]{32}", source):
-        from components.ingest.sources import list_images
-
+    if names_window(source):
+        Window.open(store, config.dataset, source)
+    else:
         list_images(Path(source), config.ingest)
     registry = Registry(store, config.model)
     if champion := registry.champion():
@@ -70,7 +73,7 @@ def run_pipeline(
     """
     config = load_config(config_path)
     check_inputs(config, source, strategy)
-    if not re.fullmatch(r"[0-9a-f]{32}", source):
+    if not names_window(source):
         source = str(Path(source).absolute())
     arguments = {"source": source, "config": str(config_path.absolute()), "strategy": strategy}
     log_folder = log_folder or Path(tempfile.mkdtemp(prefix="retrain-log-"))
@@ -84,14 +87,18 @@ def run_pipeline(
             expected="every branch decided",
             next_command=f"read {log_folder / LOG_NAME} and report this as a bug of the pipeline",
         )
-    report = Run(open_store(config.store), output.run_id).read("report", RunReport) if output.run_id else None
-    if error or report is None or report.outcome == "failed":
-        raise RunFailed(
-            (report.reason if report else str(error)).replace("\n", "\n  "),
-            expected="every step to end",
-            next_command=f"read {log_folder / LOG_NAME}, mend, and run again: it picks up where the store is",
-        ) from error
-    return report
+    run = Run(open_store(config.store), output.run_id) if output.run_id else None
+    report = run.read("report", RunReport) if run else None
+    if error is None and report is not None and report.outcome != "failed":
+        return report
+    failures = read_failures(run) if run else []
+    failure = RunFailed(
+        failures[-1].sentence if failures else f"{error}",
+        expected="every step to end",
+        next_command=f"mend that and run again; the whole log is {log_folder / LOG_NAME}",
+    )
+    failure.exit_code = failures[-1].exit_code if failures else RunFailed.exit_code
+    raise failure from error
 
 
 class RunnerOutput(io.TextIOBase):

@@ -21,7 +21,9 @@ def print_status(config_path: Path, *, as_json: bool) -> None:
     config, store = _open(config_path)
     records = Registry(store, config.model).ledger()
     champion = Registry(store, config.model).champion()
-    reports = [report for run in model_runs(store, config) if (report := run.read("report", RunReport))]
+    told = [(run.run_id, run.read("report", RunReport)) for run in model_runs(store, config)]
+    reports = [report for _, report in told if report]
+    unfinished = [run_id for run_id, report in told if report is None]
     quarantined = [o.key.rpartition("/")[2].removesuffix(".json") for o in store.list_objects("quarantine/")]
     if as_json:
         state = {
@@ -29,6 +31,7 @@ def print_status(config_path: Path, *, as_json: bool) -> None:
             "champion": champion.version if champion else None,
             "ledger": [record.model_dump(mode="json") for record in records],
             "runs": [report.model_dump(mode="json") for report in reports],
+            "unfinished": unfinished,
             "quarantine": quarantined,
         }
         print(json.dumps(state, ensure_ascii=False))  # noqa: T201
@@ -37,6 +40,7 @@ def print_status(config_path: Path, *, as_json: bool) -> None:
     since = f", since {champion.created:%Y-%m-%d %H:%M} UTC (ledger {champion.number})" if champion else ""
     console.print(f"{config.model}: champion [bold]{champion.version if champion else 'none yet'}[/bold]{since}")
     console.print(run_table(reports))
+    console.print(f"unfinished: {', '.join(unfinished) or 'none'} (running, or cut off: running again is safe)")
     console.print(f"quarantine: {', '.join(quarantined) or 'empty'}")
 
 

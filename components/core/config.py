@@ -6,6 +6,7 @@ Covers parsing and checking. Not covered: parameters of one run (source, strateg
 from __future__ import annotations
 
 import difflib
+import json
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast, get_args
 
@@ -293,19 +294,18 @@ def _all_keys(section: type[BaseModel], prefix: str = "") -> list[str]:
     return keys
 
 
-def describe_config(section: type[BaseModel] = Config, indent: int = 0) -> str:
-    """Render the defaults as YAML, each key under a comment that says what it means."""
-    pad, lines = "  " * indent, []
-    for name, field in section.model_fields.items():
-        kind = field.annotation
-        if isinstance(kind, type) and issubclass(kind, Section):
-            lines += ["", f"{pad}{name}:  # {(kind.__doc__ or '').splitlines()[0]}", describe_config(kind, indent + 1)]
-            continue
-        lines += [f"{pad}# {line.strip()}" for line in (field.description or "").splitlines()]
-        value = "./store" if name == "uri" else field.get_default()
-        lines.append(f"{pad}{name}: {yaml.safe_dump(_plain(value), default_flow_style=True).splitlines()[0]}")
+def describe_config() -> str:
+    """Render the defaults as a YAML file, each key under a comment that says what it means."""
+    return _describe(Config(store=StoreConfig(uri="store")), "")
+
+
+def _describe(section: Section, pad: str) -> str:
+    lines: list[str] = []
+    for name, field in type(section).model_fields.items():
+        value = getattr(section, name)
+        comment = [f"{pad}# {line.strip()}" for line in (field.description or type(value).__doc__ or "").splitlines()]
+        if isinstance(value, Section):
+            lines += ["", *comment, f"{pad}{name}:", _describe(value, pad + "  ")]
+        else:
+            lines += [*comment, f"{pad}{name}: {json.dumps(value, ensure_ascii=False)}"]
     return "\n".join(lines)
-
-
-def _plain(value: object) -> object:
-    return list(value) if isinstance(value, tuple) else value

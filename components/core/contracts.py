@@ -433,7 +433,7 @@ class Failure(StepDocument):
 
     @property
     def sentence(self) -> str:
-        return f"{self.step} failed: {self.message}"
+        return f"{self.step} failed ({self.error}): {self.message}"
 
 
 class RunParameters(Document):

@@ -32,7 +32,7 @@ class RetrainError(Exception):
         self.found, self.expected, self.next_command = found, expected, next_command
 
     def __str__(self) -> str:
-        return f"found: {self.found}\nexpected: {self.expected}\nnext: {self.next_command}"
+        return f"found {self.found}; expected {self.expected}; next: {self.next_command}"
 
     def __reduce__(self) -> tuple[object, ...]:
         """Survive pickling: worker pools send exceptions between processes, and ours has keyword-only arguments."""

@@ -20,6 +20,11 @@ from components.core.errors import ConfigurationError, SourceError
 SIGNATURES = re.compile(rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|GIF8[79]a|BM|RIFF....WEBP|II\*\x00|MM\x00\*|\Z", re.DOTALL)
 
 
+def names_window(source: str) -> bool:
+    """Whether a source is the id of a window that exists already, rather than a folder."""
+    return re.fullmatch(r"[0-9a-f]{32}", source) is not None
+
+
 @dataclass(frozen=True, kw_only=True)
 class SourceImage:
     """One delivered file. `name` is its path below the source, with `/`; `label` its first folder."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -17,7 +16,7 @@ from components.core.runs import Run, perform
 from components.core.storage import ObjectStore, open_store, sha256_hex
 from components.core.windows import ImageRow, Window, split_of, write_window
 from components.ingest.inspection import inspect_image
-from components.ingest.sources import SourceImage, list_images
+from components.ingest.sources import SourceImage, list_images, names_window
 
 
 def run(config_path: str, run_id: str, source: str, strategy: str) -> WindowDocument:
@@ -47,7 +46,7 @@ def ingest(store: ObjectStore, config: Config, source: str) -> WindowDocument:
         SourceError: See `list_images`.
         ConfigurationError: There is no window of that id.
     """
-    if re.fullmatch(r"[0-9a-f]{32}", source):
+    if names_window(source):
         return Window.open(store, config.dataset, source).document
     images = list_images(Path(source), config.ingest)
     with progress("reading images", len(images)) as advance, ThreadPoolExecutor(os.cpu_count()) as pool:

@@ -1,0 +1,113 @@
+"""Branches of the compiled pipeline that the demo does not take, under the local runner: which steps ran."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from components.core.config import load_config
+from components.core.registry import Registry
+from components.core.storage import open_store
+from tests.pipeline.conftest import RETRAIN, retrain, write_config, write_digits
+
+pytestmark = pytest.mark.slow
+LAZY = {"epochs": 1, "learning_rate": 1e-7}
+
+
+@pytest.fixture
+def house(promoted: Path, tmp_path: Path) -> Path:
+    """A copy of the promoted store, for a test to change."""
+    return Path(shutil.copytree(promoted, tmp_path / "house"))
+
+
+def run(house: Path, source: str, config: Path, *more: str) -> dict[str, Any]:
+    done = retrain("run", house / source, "--config", config, "--json", *more)
+    assert done.returncode == 0, done.stderr
+    report: dict[str, Any] = json.loads(done.stdout)
+    return report
+
+
+def registry_of(config_path: Path) -> Registry:
+    config = load_config(config_path)
+    return Registry(open_store(config.store), config.model)
+
+
+def test_ladder_is_climbed_to_its_end_and_the_challenger_rejected(house: Path):
+    ladder = {"ladder": ["head-only", "fine-tune", "retrain"]}
+    training = {"head_only": LAZY, "fine_tune": LAZY, "retrain": LAZY}
+    config = write_config(house, {"decision": ladder, "training": training, "gate": {"min_accuracy": 0.99}})
+    write_digits(house / "next", (0, 1, 2, 3), 200, 160)
+    report = run(house, "next", config)
+    attempts = {f"{step}-{n}" for n in (1, 2, 3) for step in ("train", "evaluate", "gate")}
+    assert set(report["step_seconds"]) == {"ingest", "validate", "detect_drift", "decide", "outcome"} | attempts
+    assert (report["verdict"], report["outcome"], report["attempts"]) == ("reject", "rejected", 3)
+    assert report["champion_after"] == report["champion_before"]
+    assert [r.kind for r in registry_of(config).ledger()] == ["promotion", "rejection"]
+
+
+def test_forced_strategy_starts_the_ladder_at_its_rung(house: Path):
+    config = write_config(house, {"decision": {"ladder": ["fine-tune", "retrain"]}})
+    write_digits(house / "next", (0, 1, 2), 200, 100)
+    report = run(house, "next", config, "--strategy", "head-only")
+    assert (report["rule"], report["strategy"], report["attempts"]) == ("forced-strategy", "head-only", 1)
+    assert report["outcome"] == "promoted"
+
+
+def test_challenger_is_held_when_the_rows_cannot_decide(tmp_path: Path):
+    config = write_config(tmp_path, {"gate": {"min_accuracy": 0.99}})
+    write_digits(tmp_path / "first", (0, 1), 0, 90)
+    report = run(tmp_path, "first", config)
+    assert report["accuracy"]["challenger_new"] == 1.0
+    assert (report["verdict"], report["outcome"]) == ("hold", "held")
+    assert report["champion_after"] is None
+    assert [r.kind for r in registry_of(config).ledger()] == ["hold"]
+
+
+def test_window_that_was_trained_on_is_skipped(house: Path):
+    report = run(house, "first", house / "retrain.yaml")
+    assert (report["rule"], report["outcome"]) == ("already-trained", "skipped")
+
+
+def test_failed_step_is_reported_by_the_exit_task_and_by_the_exit_code(tmp_path: Path):
+    config = write_config(tmp_path, {"training": {"architecture": "resnet1800"}})
+    write_digits(tmp_path / "first", (0, 1), 0, 60)
+    done = retrain("run", tmp_path / "first", "--config", config, "--json")
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert "resnet1800" in done.stderr
+    (report,) = (tmp_path / "store" / "runs").glob("*/report.json")
+    told = json.loads(report.read_text())["document"]
+    assert (told["outcome"], told["champion_after"]) == ("failed", None)
+    assert "resnet1800" in told["reason"]
+    assert set(told["step_seconds"]) == {"ingest", "validate", "detect_drift", "decide"}
+    assert registry_of(config).ledger() == []
+
+
+@pytest.mark.parametrize("after", ["ingest", "decide", "gate-1"])
+def test_killed_run_leaves_a_valid_store_and_running_again_finishes(tmp_path: Path, after: str):
+    config = write_config(tmp_path)
+    write_digits(tmp_path / "first", (0, 1), 0, 90)
+    command = [RETRAIN, "run", tmp_path / "first", "--config", config]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    deadline = time.monotonic() + 60
+    while not list((tmp_path / "store").glob(f"runs/*/{after}.json")):
+        assert process.poll() is None, "the run ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    registry = registry_of(config)
+    if champion := registry.champion():
+        registry.verify_version(champion.version)
+    report = run(tmp_path, "first", config)
+    assert report["outcome"] == ("promoted" if champion is None else "skipped")
+    assert [r.kind for r in registry.ledger()] == ["promotion"]
+    registry.verify_version(report["champion_after"])

@@ -1,0 +1,211 @@
+"""The configuration file: what parses, what is refused, and how the refusal helps."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from pydantic import BaseModel
+
+from components.core.config import (
+    Config,
+    DecisionConfig,
+    LoopConfig,
+    Section,
+    TrainingConfig,
+    check_strategy,
+    describe_config,
+    load_config,
+    parse_config,
+)
+from components.core.errors import ConfigurationError
+
+
+def sections(section: type[BaseModel] = Config) -> list[type[BaseModel]]:
+    below = [f.annotation for f in section.model_fields.values()]
+    nested = [kind for kind in below if isinstance(kind, type) and issubclass(kind, Section)]
+    return [section, *(s for kind in nested for s in sections(kind))]
+
+
+def refusal(text: str) -> str:
+    with pytest.raises(ConfigurationError) as caught:
+        parse_config(yaml.safe_load(text), origin="retrain.yaml")
+    assert "retrain.yaml" in caught.value.found
+    return caught.value.found
+
+
+def test_a_store_is_all_that_a_configuration_needs() -> None:
+    config = parse_config({"store": {"uri": "./store"}}, origin="retrain.yaml")
+    assert config.model == "classifier"
+    assert config.decision.ladder == ("fine-tune", "retrain")
+    assert config.gate.old_margin == 0.01
+    assert config.training.head_only == LoopConfig(epochs=60, learning_rate=5e-3)
+
+
+def test_a_configuration_cannot_be_changed_after_loading() -> None:
+    config = parse_config({"store": {"uri": "./store"}}, origin="retrain.yaml")
+    with pytest.raises(ValueError, match="frozen"):
+        config.gate.alpha = 0.5  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("text", "unknown", "nearest"),
+    [
+        ("store: {uri: a}\ntraning: {}", "traning", "training"),
+        ("store: {uri: a}\ntraining: {batchsize: 3}", "training.batchsize", "training.batch_size"),
+        ("store: {uri: a, endpointurl: b}", "store.endpointurl", "store.endpoint_url"),
+        (
+            "store: {uri: a}\ntraining: {fine_tune: {epochs: 1, learning_rate: 1, learning_rates: 3}}",
+            "training.fine_tune.learning_rates",
+            "training.fine_tune.learning_rate",
+        ),
+        ("store: {uri: a}\ntraining: {old_margin: 0.1}", "training.old_margin", "gate.old_margin"),
+        ("store: {uri: a}\npushgateway: b", "pushgateway", "report.pushgateway"),
+        ("uri: a\nstore: {uri: a}", "uri", "store.uri"),
+    ],
+)
+def test_unknown_key_names_the_nearest_right_one(text: str, unknown: str, nearest: str) -> None:
+    assert f"unknown key '{unknown}', did you mean '{nearest}'?" in refusal(text)
+
+
+def test_unknown_key_like_no_other_suggests_nothing() -> None:
+    found = refusal("store: {uri: a}\nqqqqzzzz: 1")
+    assert "unknown key 'qqqqzzzz'" in found
+    assert "did you mean" not in found
+
+
+def test_all_problems_are_told_at_once() -> None:
+    found = refusal("store: {uri: a}\nqqqqzzzz: 1\ngate: {alpha: 2}")
+    assert "qqqqzzzz" in found
+    assert "gate.alpha" in found
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "value"),
+    [
+        ("store: {uri: a}\ngate: {alpha: 0.5}", "gate.alpha", "0.5"),
+        ("store: {uri: a}\ngate: {alpha: 0}", "gate.alpha", "0"),
+        ("store: {uri: a}\ndrift: {permutations: 98}", "drift.permutations", "98"),
+        ("store: {uri: a}\ntraining: {channels: 2}", "training.channels", "2"),
+        ("store: {uri: a}\ntraining: {epochs: many}", "training.epochs", ""),
+        ("store: {uri: a}\ntraining: {batch_size: large}", "training.batch_size", "large"),
+        ("store: {uri: a}\nvalidation: {max_unreadable_fraction: 2}", "validation.max_unreadable_fraction", "2"),
+        ("store: {uri: a}\ndecision: {ladder: []}", "decision.ladder", ""),
+        ("store: {uri: a}\ndecision: {ladder: [fine-tune, fly]}", "decision.ladder.1", "fly"),
+        ("store: {uri: a}\ndecision: {ladder: [fine-tune, retrain, retrain, retrain]}", "decision.ladder", ""),
+        ("store: {uri: a}\nmodel: ../elsewhere", "model", "../elsewhere"),
+        ("store: {uri: a}\nreport: {example_images: 51}", "report.example_images", "51"),
+        ("store: {uri: a}\ngate: [1]", "gate", "[1]"),
+        ("store: {uri: a}\n1: 2", "1", ""),
+        ("store: {}", "store.uri", ""),
+        ("model: b", "store", ""),
+    ],
+)
+def test_wrong_value_names_its_key_and_what_was_found(text: str, key: str, value: str) -> None:
+    found = refusal(text)
+    assert key in found
+    assert value in found
+
+
+@pytest.mark.parametrize("text", ["", "[]", "just words", "null"])
+def test_a_file_without_keys_is_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "retrain.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigurationError, match="file"):
+        load_config(path)
+
+
+def test_missing_file_says_how_to_make_one(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        load_config(tmp_path / "absent.yaml")
+    assert "absent.yaml" in caught.value.found
+    assert "retrain config >" in caught.value.next_command
+
+
+def test_a_folder_in_place_of_the_file_is_a_configuration_error(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="directory"):
+        load_config(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["store: {uri: a", "a: b: c", "\tstore: a", "store: !!python/object:os.system {}"])
+def test_what_is_not_yaml_is_a_configuration_error(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "retrain.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigurationError, match="is not YAML"):
+        load_config(path)
+
+
+def test_a_file_that_is_no_text_is_a_configuration_error(tmp_path: Path) -> None:
+    path = tmp_path / "retrain.yaml"
+    path.write_bytes(b"\xff\xfes\x00t\x00")  # UTF-16, as an editor on Windows may save it
+    with pytest.raises(ConfigurationError, match="retrain.yaml"):
+        load_config(path)
+
+
+@pytest.mark.parametrize("uri", ["store", "./store", "below/../store"])
+def test_relative_store_is_resolved_against_the_folder_of_the_file(tmp_path: Path, uri: str) -> None:
+    folder = tmp_path / "project"
+    (folder / "below").mkdir(parents=True)
+    (folder / "retrain.yaml").write_text(f"store: {{uri: {uri}}}")
+    assert load_config(folder / "retrain.yaml").store.uri == str((folder / "store").resolve())
+
+
+def test_absolute_store_stays(tmp_path: Path) -> None:
+    (tmp_path / "retrain.yaml").write_text(f"store: {{uri: '{tmp_path.resolve()}/elsewhere'}}")
+    assert load_config(tmp_path / "retrain.yaml").store.uri == f"{tmp_path.resolve()}/elsewhere"
+
+
+def test_s3_store_stays(tmp_path: Path) -> None:
+    (tmp_path / "retrain.yaml").write_text("store: {uri: 's3://bucket/a/prefix'}")
+    assert load_config(str(tmp_path / "retrain.yaml")).store.uri == "s3://bucket/a/prefix"
+
+
+@pytest.mark.parametrize(
+    ("strategy", "forced"),
+    [("auto", None), ("head-only", "head-only"), ("fine-tune", "fine-tune"), ("retrain", "retrain")],
+)
+def test_known_strategies_are_understood(strategy: str, forced: str | None) -> None:
+    assert check_strategy(strategy) == forced
+
+
+@pytest.mark.parametrize(("strategy", "nearest"), [("finetune", "fine-tune"), ("re-train", "retrain")])
+def test_unknown_strategy_names_the_nearest(strategy: str, nearest: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"did you mean '{nearest}'"):
+        check_strategy(strategy)
+
+
+@pytest.mark.parametrize("strategy", ["", "AUTO", "qqq"])
+def test_unknown_strategy_is_refused(strategy: str) -> None:
+    with pytest.raises(ConfigurationError, match="one of auto, head-only, fine-tune, retrain"):
+        check_strategy(strategy)
+
+
+def test_the_printed_configuration_holds_the_defaults() -> None:
+    printed = parse_config(yaml.safe_load(describe_config()), origin="retrain config")
+    assert printed == parse_config({"store": {"uri": "./store"}}, origin="defaults")
+
+
+def test_the_printed_configuration_explains_every_key_above_it() -> None:
+    lines = describe_config(DecisionConfig).splitlines()
+    assert lines[lines.index("fine_tune_at_drop: 0.03") - 1].startswith("# Accuracy drop on the new window")
+
+
+def test_every_strategy_has_its_hyperparameters() -> None:
+    assert {"head_only", "fine_tune", "retrain"} <= set(TrainingConfig.model_fields)
+
+
+@pytest.mark.parametrize("section", sections(), ids=lambda section: section.__name__)
+def test_every_field_says_what_it_means(section: type[BaseModel]) -> None:
+    assert (section.__doc__ or "").strip()
+    silent = [
+        name
+        for name, field in section.model_fields.items()
+        if not field.description and not (isinstance(field.annotation, type) and issubclass(field.annotation, Section))
+    ]
+    assert silent == []
+
+
+def test_a_grown_learning_rate_of_one_loop_leaves_the_others() -> None:
+    text = "store: {uri: a}\ntraining: {retrain: {epochs: 2, learning_rate: 0.1}}"
+    training = parse_config(yaml.safe_load(text), origin="retrain.yaml").training
+    assert (training.retrain.epochs, training.retrain.weight_decay) == (2, 0.01)
+    assert training.fine_tune == TrainingConfig().fine_tune
