@@ -21,7 +21,7 @@ from rich.console import Console
 from components.core.contracts import RunReport
 from components.core.errors import ConfigurationError
 from pipelines.local import run_pipeline, say_on_stderr
-from pipelines.status import run_table, write_report
+from pipelines.status import print_runs, write_report
 
 MARKER = ".retrain-demo"
 Digits = tuple[np.ndarray, np.ndarray]  # images uint8 (n, 8, 8), digits int64 (n,)
@@ -69,8 +69,8 @@ def run_demo(folder: Path, *, as_json: bool) -> None:
     page = folder / "report.html"
     write_report(config, page)
     console = Console(stderr=as_json)
-    console.print(run_table(reports))
-    console.print(f"Report with pictures: {page.absolute()}", soft_wrap=True)
+    print_runs(console, reports)
+    console.print(f"\nReport with pictures: {page.absolute()}", soft_wrap=True)
     console.print(f"Look around: retrain status --config {config}", soft_wrap=True)
 
 

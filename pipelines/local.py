@@ -132,7 +132,8 @@ class RunnerOutput(io.TextIOBase):
             else:
                 self._say(f"{time.monotonic() - self._began:6.1f} s  {message}")
         elif match := EXECUTING.search(plain):
-            self._say(f"{time.monotonic() - self._began:6.1f} s  {match[1]} ...")
+            task = re.sub(r"-\d+$", "", match[1])  # kfp numbers the tasks that share a component
+            self._say(f"{time.monotonic() - self._began:6.1f} s  {task} ...")
 
 
 def _execute(arguments: dict[str, str], output: RunnerOutput) -> RuntimeError | None:

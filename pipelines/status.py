@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from components.core.config import Config, load_config
@@ -37,31 +39,42 @@ def print_status(config_path: Path, *, as_json: bool) -> None:
         print(json.dumps(state, ensure_ascii=False))  # noqa: T201
         return
     console = Console()
-    since = f", since {champion.created:%Y-%m-%d %H:%M} UTC (ledger {champion.number})" if champion else ""
+    since = f" since {champion.created:%Y-%m-%d %H:%M} UTC" if champion else ""
     console.print(f"{config.model}: champion [bold]{champion.version if champion else 'none yet'}[/bold]{since}")
-    console.print(run_table(reports))
-    console.print(f"unfinished: {', '.join(unfinished) or 'none'} (running, or cut off: running again is safe)")
+    print_runs(console, reports)
+    console.print(f"\nunfinished: {', '.join(unfinished) or 'none'} (running, or cut off: running again is safe)")
     console.print(f"quarantine: {', '.join(quarantined) or 'empty'}")
 
 
-def run_table(reports: list[RunReport]) -> Table:
-    """Runs as a table: window, drift, decision and its reason, verdict, accuracies on both holdouts, seconds."""
-    table = Table(show_lines=True)
-    for title in ("window", "drift", "decision", "reason", "verdict", "old holdout", "new holdout", "seconds"):
-        table.add_column(title, justify="right" if title in ("seconds",) else "left", overflow="fold")
+def print_runs(console: Console, reports: list[RunReport]) -> None:
+    """Print runs as a table that fits 80 columns, then the reason of each decision.
+
+    Columns: window, drift, decision, training attempts (#), verdict, accuracy in % of champion and challenger on old
+    and new holdout, seconds.
+    """
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("window", overflow="fold")
+    for title in ("drift", "decision", "#", "verdict"):
+        table.add_column(title, no_wrap=True)
+    for title in ("old %", "new %", "s"):
+        table.add_column(title, justify="right", no_wrap=True)
     for r in reports:
-        strategy = f"{r.action or '–'}" + (f"\n{r.strategy}" if r.strategy else "")
         table.add_row(
-            f"{Path(r.source).name}\n{(r.window or '')[:8]}",
+            escape(r.source_name),
             r.drift or "–",
-            strategy + (f"\nattempt {r.attempts}" if r.attempts > 1 else ""),
-            r.reason,
-            f"{r.verdict or '–'}\n{r.outcome}",
+            r.strategy or r.action or "–",
+            str(r.attempts or "–"),
+            "failed" if r.outcome == "failed" else r.verdict or "–",
             _accuracies(r, "old"),
             _accuracies(r, "new"),
             f"{r.seconds:.0f}",
         )
-    return table
+    console.print(table)
+    for r in reports:
+        rule = f" ({r.rule})" if r.rule else ""
+        console.print(
+            f"\n[bold]{escape(r.source_name)}[/bold]: {r.outcome}{rule}\n  {escape(r.reason)}", highlight=False
+        )
 
 
 def model_runs(store: ObjectStore, config: Config) -> list[Run]:
@@ -107,4 +120,4 @@ def _open(config_path: Path) -> tuple[Config, ObjectStore]:
 
 def _accuracies(report: RunReport, holdout: str) -> str:
     values = [report.accuracy.get(f"{role}_{holdout}") for role in ("champion", "challenger")]
-    return " → ".join(f"{100 * value:.1f} %" for value in values if value is not None) or "–"
+    return "→".join(f"{100 * value:.1f}" for value in values if value is not None) or "–"

@@ -374,8 +374,13 @@ class Verdict(StepDocument):
         return self.verdict
 
     @property
+    def findings(self) -> str:
+        """What every check said."""
+        return " ".join(check.sentence for check in self.checks)
+
+    @property
     def sentence(self) -> str:
-        return f"{self.verdict}: " + " ".join(c.sentence for c in self.checks)
+        return f"{self.verdict}: {self.findings}"
 
 
 LedgerKind = Literal["promotion", "rejection", "hold", "rollback", "approval"]
@@ -467,6 +472,11 @@ class RunReport(StepDocument):
     accuracy: dict[str, float] = {}
     attempts: int = 0
     step_seconds: dict[str, float] = {}
+
+    @property
+    def source_name(self) -> str:
+        """Last part of the source: what people call the delivery."""
+        return self.source.rstrip("/").rpartition("/")[2]
 
     @property
     def word(self) -> str:

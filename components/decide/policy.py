@@ -161,7 +161,7 @@ def decide(
     """
     rule, choice = next((r, c) for r in RULES if (c := r(evidence, config)))
     reasons = [choice.sentence]
-    if choice.action == "train" and evidence.drift.sentence:
+    if choice.action == "train" and evidence.champion:
         reasons.append(evidence.drift.sentence)
     rungs = [] if choice.action != "train" else list(_ladder(choice.first, config.ladder))
     return Decision(

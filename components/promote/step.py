@@ -42,7 +42,7 @@ def _promote(record: Run, window: str, challenger: str, rung: int) -> Outcome:
         champion_before=verdict.champion,
         champion_after=challenger,
         ledger_number=entry.number,
-        reason=verdict.sentence,
+        reason=verdict.findings,
     )
 
 
@@ -98,7 +98,7 @@ def _turn_down(record: Run, window: str, rung: int) -> Outcome:
         champion_before=verdict.champion,
         champion_after=champion,
         ledger_number=number,
-        reason=verdict.sentence,
+        reason=verdict.findings,
     )
 
 
@@ -110,5 +110,5 @@ def _append(registry: Registry, record: Run, kind: LedgerKind, window: str, verd
         window=window,
         run_id=record.run_id,
         actor=ACTOR,
-        reason=verdict.sentence,
+        reason=verdict.findings,
     )

@@ -126,7 +126,7 @@ def test_verify_and_report_work_on_a_good_store(house: Path):
 
 def test_printed_configuration_is_the_default_one(tmp_path: Path):
     printed = yaml.safe_load(retrain("config").stdout)
-    assert Config.model_validate(printed) == Config.model_validate({"store": {"uri": "./store"}})
+    assert Config.model_validate(printed) == Config.model_validate({"store": {"uri": "store"}})
 
 
 def test_foreign_components_folder_in_the_working_directory_does_no_harm(house: Path, monkeypatch: pytest.MonkeyPatch):

@@ -101,9 +101,10 @@ def test_all_lost_gives_the_lowest_bound(n: int) -> None:
 
 @pytest.mark.parametrize("n", [2, 30, 1000])
 def test_all_gained_is_bounded_from_below_by_the_formula(n: int) -> None:
-    # lost = 0: the likelihood is largest at q = 0 for d > 0, so the score is sqrt(n (1 - d) / d) = z at n / (n + z^2).
-    # At n = 2 that would be 0.425; the same root holds while d > 0.
-    assert lower_bound(PairedOutcome(only_challenger_right=n), 0.05) == pytest.approx(n / (n + Z * Z), abs=1e-6)
+    # The likelihood, of gained rows only, is largest where no row agrees: q = (1 - d) / 2. The variance is n (1 - d^2),
+    # the score sqrt(n (1 - d) / (1 + d)), and the bound (n - z^2) / (n + z^2).
+    bound = lower_bound(PairedOutcome(only_challenger_right=n), 0.05)
+    assert bound == pytest.approx((n - Z * Z) / (n + Z * Z), abs=1e-6)
 
 
 @pytest.mark.parametrize("alpha", [0.001, 0.01, 0.05, 0.2, 0.49])

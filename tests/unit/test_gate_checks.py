@@ -1,0 +1,158 @@
+"""The gate's four checks and its one word, over a table of evaluations."""
+
+import pytest
+
+from components.core.config import GateConfig
+from components.core.contracts import Evaluation, HoldoutScores, PairedOutcome
+from components.gate.checks import accurate_enough, judge, keeps_new, keeps_old, learns_new_classes
+
+CONFIG = GateConfig()
+
+
+def holdout(
+    correct: int,
+    rows: int,
+    *,
+    gained: int = 0,
+    lost: int = 0,
+    paired_rows: int | None = None,
+    recall: dict[str, float] | None = None,
+) -> HoldoutScores:
+    """Scores of one holdout; `paired_rows` are those of classes both know, by default all of them."""
+    paired_rows = rows if paired_rows is None else paired_rows
+    agreeing = paired_rows - gained - lost
+    return HoldoutScores(
+        rows=rows,
+        correct=correct,
+        paired=PairedOutcome(
+            both_right=max(0, agreeing - 1),
+            both_wrong=min(1, agreeing),
+            only_challenger_right=gained,
+            only_champion_right=lost,
+        ),
+        new_class_recall=recall or {},
+        classes=("a", "b"),
+        confusion=((0, 0), (0, 0)),
+    )
+
+
+def evaluation(old: HoldoutScores | None, new: HoldoutScores, champion: str | None = "champion") -> Evaluation:
+    return Evaluation(champion=champion, challenger="challenger", old=old, new=new)
+
+
+GOOD = holdout(950, 1000)
+BETTER = holdout(950, 1000, gained=60, lost=5)
+CLEARLY_WORSE = holdout(950, 1000, gained=5, lost=60)
+UNDECIDED = holdout(95, 100, gained=2, lost=2)  # the estimate is 0, but 100 rows leave the bound at -0.05
+EMPTY = holdout(0, 0)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "last_rung", "earlier_rung"),
+    [
+        pytest.param(GOOD, BETTER, "promote", "promote", id="nothing regressed"),
+        pytest.param(GOOD, GOOD, "promote", "promote", id="no better, but no worse"),
+        pytest.param(CLEARLY_WORSE, BETTER, "reject", "escalate", id="forgets the old"),
+        pytest.param(GOOD, CLEARLY_WORSE, "reject", "escalate", id="worse on the new"),
+        pytest.param(UNDECIDED, BETTER, "hold", "escalate", id="too few old rows"),
+        pytest.param(BETTER, UNDECIDED, "hold", "escalate", id="too few new rows"),
+        pytest.param(UNDECIDED, CLEARLY_WORSE, "reject", "escalate", id="one certain failure rejects"),
+        pytest.param(EMPTY, BETTER, "hold", "escalate", id="old holdout empty"),
+        pytest.param(BETTER, EMPTY, "hold", "escalate", id="new holdout empty"),
+        pytest.param(EMPTY, EMPTY, "hold", "escalate", id="both empty"),
+        pytest.param(GOOD, holdout(600, 1000), "reject", "escalate", id="not accurate enough"),
+        pytest.param(GOOD, holdout(705, 1000), "hold", "escalate", id="perhaps accurate enough"),
+        pytest.param(GOOD, holdout(950, 1000, recall={"c": 0.6}), "promote", "promote", id="new class learnt"),
+        pytest.param(GOOD, holdout(950, 1000, recall={"c": 0.9, "d": 0.4}), "reject", "escalate", id="one not learnt"),
+        pytest.param(GOOD, holdout(95, 100, paired_rows=0, recall={"c": 0.95}), "promote", "promote", id="new only"),
+    ],
+)
+def test_verdict(old: HoldoutScores, new: HoldoutScores, last_rung: str, earlier_rung: str) -> None:
+    assert judge(evaluation(old, new), CONFIG, higher_rung_left=False).verdict == last_rung
+    assert judge(evaluation(old, new), CONFIG, higher_rung_left=True).verdict == earlier_rung
+
+
+@pytest.mark.parametrize(
+    ("new", "word"),
+    [
+        pytest.param(holdout(95, 100, paired_rows=0), "promote", id="accurate"),
+        pytest.param(holdout(50, 100, paired_rows=0), "reject", id="inaccurate"),
+        pytest.param(holdout(8, 10, paired_rows=0), "hold", id="few rows"),
+        pytest.param(EMPTY, "hold", id="no rows"),
+    ],
+)
+def test_the_first_model_is_judged_by_its_accuracy_alone(new: HoldoutScores, word: str) -> None:
+    verdict = judge(evaluation(None, new, champion=None), CONFIG, higher_rung_left=False)
+    assert verdict.verdict == word
+    assert [check.name for check in verdict.checks] == ["accurate enough"]
+    assert verdict.champion is None
+
+
+def test_accuracy_is_judged_by_its_lower_bound() -> None:
+    # 8 of 10 with z = 1.645: centre 0.8 + 0.1353, half 1.645 sqrt(0.016 + 0.00676) = 0.2482, scale 1.2706: 0.5408.
+    check = accurate_enough(evaluation(None, holdout(8, 10), champion=None), CONFIG)
+    assert check is not None
+    assert check.value == pytest.approx(0.8)
+    assert check.bound == pytest.approx(0.5408, abs=1e-4)
+    assert not check.passed
+    assert not check.conclusive
+
+
+def test_least_accuracy_zero_is_always_reached() -> None:
+    check = accurate_enough(evaluation(None, EMPTY, champion=None), CONFIG.model_copy(update={"min_accuracy": 0.0}))
+    assert check is not None
+    assert check.passed
+
+
+def test_old_check_states_estimate_bound_and_threshold() -> None:
+    # gained 5, lost 60 of 1,000: the estimate is -5.5 points.
+    check = keeps_old(evaluation(CLEARLY_WORSE, GOOD), CONFIG)
+    assert check is not None
+    assert check.value == pytest.approx(-0.055)
+    assert check.bound < check.value
+    assert check.threshold == -0.01
+    assert not check.passed
+    assert check.conclusive
+    assert "-5.5 points on 1000 rows" in check.sentence
+
+
+def test_each_holdout_has_its_own_margin() -> None:
+    config = CONFIG.model_copy(update={"old_margin": 0.2})
+    both = evaluation(UNDECIDED, UNDECIDED)
+    old, new = keeps_old(both, config), keeps_new(both, config)
+    assert old is not None
+    assert new is not None
+    assert (old.passed, new.passed) == (True, False)
+
+
+def test_a_margin_of_everything_lets_everything_pass() -> None:
+    config = CONFIG.model_copy(update={"old_margin": 1.0})
+    check = keeps_old(evaluation(holdout(0, 50, lost=50), GOOD), config)
+    assert check is not None
+    assert check.passed
+
+
+def test_a_stricter_alpha_needs_more_rows() -> None:
+    both = evaluation(holdout(300, 300), holdout(300, 300))
+    assert judge(both, CONFIG, higher_rung_left=False).verdict == "promote"
+    assert judge(both, CONFIG.model_copy(update={"alpha": 0.001}), higher_rung_left=False).verdict == "hold"
+
+
+def test_the_worst_new_class_decides() -> None:
+    check = learns_new_classes(evaluation(GOOD, holdout(95, 100, recall={"c": 0.9, "d": 0.2, "e": 0.5})), CONFIG)
+    assert check is not None
+    assert "'d'" in check.sentence
+    assert (check.value, check.passed, check.conclusive) == (0.2, False, True)
+
+
+def test_a_new_class_at_the_threshold_passes() -> None:
+    check = learns_new_classes(evaluation(GOOD, holdout(95, 100, recall={"c": 0.5})), CONFIG)
+    assert check is not None
+    assert check.passed
+
+
+def test_verdict_names_both_models_and_shows_each_check() -> None:
+    verdict = judge(evaluation(CLEARLY_WORSE, UNDECIDED), CONFIG, higher_rung_left=False)
+    assert (verdict.champion, verdict.challenger) == ("champion", "challenger")
+    assert [check.name for check in verdict.checks] == ["accurate enough", "not worse on old", "not worse on new"]
+    assert [line[2] for line in verdict.markdown.splitlines() if line.startswith("| ")][1:] == ["✓", "✗", "?"]
