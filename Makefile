@@ -38,9 +38,14 @@ test-deps:  ## Optional: an S3 server that keeps conditional writes under concur
 	@if command -v go >/dev/null; then GOBIN=$(CURDIR)/.tools go install $(VERSITYGW) && echo "versitygw: built"; \
 	else echo "versitygw: not built, because Go (1.26 or newer) is not installed"; fi
 
-lock: install  ## Resolve the dependencies anew
-	$(BIN)/uv pip compile --quiet pyproject.toml --all-extras --universal --python-version 3.11 \
-	  --generate-hashes --no-emit-index-url --no-header --upgrade --output-file requirements.lock
+COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header
+
+lock: install  ## Resolve the dependencies anew: one lock for developers, subsets of it for the two images
+	$(COMPILE) pyproject.toml --all-extras --upgrade --output-file requirements.lock
+	$(COMPILE) pyproject.toml --constraint requirements.lock --extra train --extra validate --extra report \
+	  --output-file k8s/image/trainer.lock
+	$(COMPILE) pyproject.toml --constraint requirements.lock --extra kfp --extra data --output-file k8s/image/control.lock
+	echo 'kfp==2.17.0' | $(COMPILE) - --no-deps --output-file k8s/image/executor.lock
 
 golden: install  ## Rewrite the golden files of the tests
 	RETRAIN_REGENERATE=1 $(BIN)/pytest -q tests/pipeline/test_compiled.py

@@ -86,7 +86,7 @@ def arrivals() -> Iterator[Arrival]:
         write=lambda to: write_folder(to, first),
     )
     yield Arrival(
-        name="2-more-of-the-same",
+        name="2-same-again",
         story="180 more scans from the same scanner.",
         write=lambda to: write_folder(to, more),
     )
@@ -101,7 +101,7 @@ def arrivals() -> Iterator[Arrival]:
         write=lambda to: write_folder(to, _join(new_digits, mixed)),
     )
     yield Arrival(
-        name="5-broken-delivery",
+        name="5-broken",
         story="140 scans; some files are cut short, and the folders were named in the wrong order.",
         write=lambda to: write_broken_folder(to, _join(broken, broken_high)),
     )

@@ -70,6 +70,7 @@ def print_runs(console: Console, reports: list[RunReport]) -> None:
             f"{r.seconds:.0f}",
         )
     console.print(table)
+    console.print("[dim]#: training attempts. old %, new %: accuracy of champion→challenger on each holdout.[/dim]")
     for r in reports:
         rule = f" ({r.rule})" if r.rule else ""
         console.print(

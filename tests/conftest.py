@@ -49,7 +49,7 @@ def backend(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.
         monkeypatch.setenv(name, value)
     for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)  # it keeps the credentials that it found first
+    monkeypatch.setattr(boto3, "DEFAULT_SESSION", server.session)  # one a server: it keeps what credentials it finds
     return servers.server_backend(server)
 
 
