@@ -16,6 +16,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TextIO
 
 from components.core.config import Config, check_strategy, load_config
 from components.core.contracts import RunReport
@@ -104,7 +105,7 @@ def run_pipeline(
 class RunnerOutput(io.TextIOBase):
     """What kfp.local prints: kept in a log; its few lines for people are passed on."""
 
-    def __init__(self, log: io.TextIOBase | object, say: Callable[[str], None]) -> None:
+    def __init__(self, log: TextIO, say: Callable[[str], None]) -> None:
         self._log, self._say, self._rest = log, say, ""
         self._began = time.monotonic()
         self.run_id: str | None = None
@@ -120,8 +121,8 @@ class RunnerOutput(io.TextIOBase):
         return len(text)
 
     def _take(self, line: str) -> None:
-        self._log.write(line + "\n")  # type: ignore[union-attr]
-        self._log.flush()  # type: ignore[union-attr]
+        self._log.write(line + "\n")
+        self._log.flush()
         plain = re.sub(r"\x1b\[\d+m", "", line)
         if any(f"- WARNING - {failure}" in plain or f"- ERROR - {failure}" in plain for failure in SILENT_FAILURES):
             self.silent_failures.append(plain.strip())

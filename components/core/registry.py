@@ -47,9 +47,13 @@ class Registry:
     def save_version(self, files: dict[str, bytes]) -> str:
         """Write a version, manifest last. Writing the same files again changes nothing.
 
+        Args:
+            files: Name to content; `manifest.json` is ours.
+
         Returns:
             The version's id.
         """
+        assert "manifest.json" not in files
         manifest = VersionManifest(files={name: sha256_hex(data) for name, data in sorted(files.items())})
         for name, data in files.items():
             self.store.put(self._key(manifest.version, name), data)

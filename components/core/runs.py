@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict
 
 from components.core.config import Config, load_config
 from components.core.contracts import Failure, RunParameters, StepDocument
-from components.core.errors import ConfigurationError, RetrainError
+from components.core.errors import ConfigurationError, RetrainError, StoreUnreachable
 from components.core.storage import ObjectStore, get_json, open_store, to_json
 
 logger = logging.getLogger(__name__)
@@ -136,13 +136,21 @@ def perform(step: str, run: Run, kind: type[D], work: Callable[[], D]) -> D:
     try:
         document = work()
     except Exception as error:
-        exit_code = error.exit_code if isinstance(error, RetrainError) else 1
-        failure = Failure(step=step, error=type(error).__name__, message=str(error), exit_code=exit_code)
-        run.write(StepRecord(step=f"failure-{step}", started=started, seconds=0.0, document=failure))
+        _file_failure(run, step, started, error)
         raise
     run.write(StepRecord(step=step, started=started, seconds=time.monotonic() - clock, document=document))
-    logger.info("%s: %s", step, document.sentence)
-    return document
+    filed = run.need(step, kind)  # what is on record counts: another pod of the same step may have been faster
+    logger.info("%s: %s", step, filed.sentence)
+    return filed
+
+
+def _file_failure(run: Run, step: str, started: datetime, error: Exception) -> None:
+    exit_code = error.exit_code if isinstance(error, RetrainError) else 1
+    failure = Failure(step=step, error=type(error).__name__, message=str(error), exit_code=exit_code)
+    try:
+        run.write(StepRecord(step=f"failure-{step}", started=started, seconds=0.0, document=failure))
+    except StoreUnreachable:
+        logger.exception("%s: the failure could not be filed", step)  # the step's own error is what gets raised
 
 
 def list_runs(store: ObjectStore) -> Iterator[Run]:

@@ -114,7 +114,16 @@ def open_store(config: StoreConfig) -> ObjectStore:
         ConfigurationError: The URI is neither a directory nor `s3://bucket/prefix`.
     """
     if config.uri.startswith("s3://"):
-        return S3Store(config)
+        from botocore.exceptions import BotoCoreError
+
+        try:
+            return S3Store(config)
+        except (ValueError, BotoCoreError) as error:  # an address without a scheme, a profile that is not there
+            raise ConfigurationError(
+                f"store {config.uri} at {config.endpoint_url}: {error}",
+                expected="store.endpoint_url such as https://host:9000, and a profile that exists",
+                next_command="mend the store section of the configuration, or AWS_PROFILE",
+            ) from error
     if "://" in config.uri:
         raise ConfigurationError(
             f"store.uri is {config.uri!r}", expected="a directory or s3://bucket/prefix", next_command="mend store.uri"
@@ -192,7 +201,7 @@ class DirectoryStore:
         try:
             with path.open("rb") as file:
                 etag = hashlib.file_digest(file, "sha256").hexdigest()
-            stat = path.stat()
+                stat = os.fstat(file.fileno())  # of the object just read: the name may hold another one by now
         except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
             return None
         return ObjectInfo(key=key, size=stat.st_size, etag=etag, modified=datetime.fromtimestamp(stat.st_mtime, UTC))
@@ -222,16 +231,21 @@ class DirectoryStore:
             os.replace(staged, self._path(key))
 
     def list_objects(self, prefix: str = "", *, start_after: str = "") -> Iterator[ListedObject]:
-        folder = self.root / prefix.rpartition("/")[0]
+        parent = prefix.rpartition("/")[0]
+        folder = self._path(parent) if parent else self.root
         for path in _files_in_key_order(folder, self.root):
             key = path.relative_to(self.root).as_posix()
             if key.startswith(prefix) and key > start_after:
-                stat = path.stat()
+                try:
+                    stat = path.stat()
+                except FileNotFoundError:
+                    continue  # deleted while it was being listed
                 modified = datetime.fromtimestamp(stat.st_mtime, UTC)
                 yield ListedObject(key=key, size=stat.st_size, modified=modified)
 
     def delete(self, key: str) -> None:
-        self._path(key).unlink(missing_ok=True)
+        with suppress(FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError):
+            self._path(key).unlink()
 
     def check_reachable(self) -> None:
         folder = self.root if self.root.exists() else self.root.parent
@@ -253,7 +267,7 @@ class DirectoryStore:
         if not self.root.exists():
             self.check_reachable()
         temporary.mkdir(parents=True, exist_ok=True)
-        target.parent.mkdir(parents=True, exist_ok=True)
+        self._make_folder(target.parent)
         descriptor, name = tempfile.mkstemp(dir=temporary)
         try:
             with os.fdopen(descriptor, "wb") as file:
@@ -270,6 +284,14 @@ class DirectoryStore:
             _sync_folder(target.parent)
         finally:
             Path(name).unlink(missing_ok=True)
+
+    def _make_folder(self, folder: Path) -> None:
+        """Make a folder and sync the entry of each new one, or a power loss could take the first object in it."""
+        if folder.is_dir():
+            return
+        self._make_folder(folder.parent)
+        folder.mkdir(exist_ok=True)
+        _sync_folder(folder.parent)
 
     @contextmanager
     def _locked(self, key: str) -> Iterator[None]:
@@ -336,12 +358,18 @@ class S3Store:
         )
 
     def get(self, key: str, *, offset: int = 0, length: int | None = None) -> bytes:
-        if length == 0:
-            return b""
-        ranged = {} if (offset, length) == (0, None) else {"Range": f"bytes={offset}-{_end(offset, length)}"}
+        from botocore.exceptions import ClientError
+
+        end = "" if length is None else offset + max(length, 1) - 1
+        ranged = {} if (offset, length) == (0, None) else {"Range": f"bytes={offset}-{end}"}
         with self._errors(key):
-            data: bytes = self._client.get_object(**self._at(key), **ranged)["Body"].read()
-        return data
+            try:
+                data: bytes = self._client.get_object(**self._at(key), **ranged)["Body"].read()
+            except ClientError as error:
+                if error.response.get("Error", {}).get("Code") != "InvalidRange":
+                    raise
+                return b""  # behind the end there is nothing, as in a file
+        return data[:length]
 
     def head(self, key: str) -> ObjectInfo | None:
         try:
@@ -412,27 +440,28 @@ class S3Store:
         """
         from botocore.exceptions import BotoCoreError, ClientError
 
-        tries = self._attempts * len(spellings)
-        for number in range(tries):
+        last: Exception | None = None
+        for number in range(self._attempts * len(spellings)):
             try:
                 self._client.put_object(**self._at(key), Body=data, **spellings[number % len(spellings)])
             except (ClientError, BotoCoreError) as error:
                 self._raise_if_final(error, key)
+                last = error
             else:
                 return True
             with suppress(StoreUnreachable, KeyMissing):  # still unknown then: go round again
-                if not condition_holds(self.head(key)):
-                    return self.get(key) == data
+                now = self.head(key)
+                if not condition_holds(now):
+                    return now is not None and self.get(key) == data
             time.sleep(random.uniform(0, 0.1) * (number + 1))  # noqa: S311  # spreads the writers, decides nothing
-        raise StoreUnreachable(
-            f"{self.uri}/{key}: {tries} conditional writes, none answered in a way that could be read back",
-            expected="a server that keeps conditional writes",
-            next_command="check the server, then run again: nothing was half written",
-        )
+        assert last is not None
+        raise self._unreachable(last) from last
 
     def _raise_if_final(self, error: Exception, key: str) -> None:
         """Raise for answers that no repetition changes; return for those that leave the outcome unknown."""
-        response = getattr(error, "response", {})
+        from botocore.exceptions import ClientError
+
+        response = error.response if isinstance(error, ClientError) else {}
         status = response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
         code = response.get("Error", {}).get("Code", "")
         if status == 501 or code == "NotImplemented":
@@ -441,7 +470,7 @@ class S3Store:
                 expected="a store with If-None-Match and If-Match on PUT",
                 next_command="use one of the stores that README names as verified",
             ) from error
-        if status in (400, 401, 403, 404):
+        if status in (400, 401, 403) or (status == 404 and code != "NoSuchKey"):
             raise self._unreachable(error) from error
 
     @contextmanager
@@ -465,7 +494,3 @@ class S3Store:
             expected="a bucket that answers and credentials that may read and write it",
             next_command="check store.uri, store.endpoint_url and the credentials (AWS_PROFILE, AWS_ACCESS_KEY_ID)",
         )
-
-
-def _end(offset: int, length: int | None) -> str:
-    return "" if length is None else str(offset + length - 1)

@@ -305,39 +305,33 @@ def test_listing_is_in_byte_order(store: ObjectStore) -> None:
     assert [entry.size for entry in listed] == [len(key.encode()) for key in expected]
 
 
-@pytest.mark.parametrize(
-    ("prefix", "expected"),
-    [
-        ("runs/1", ["runs/1/a", "runs/10/a", "runs/1x"]),
-        ("runs/1/", ["runs/1/a"]),
-        ("runs", ["runs/1/a", "runs/10/a", "runs/1x", "runs/2/a", "runs2"]),
-        ("runs/1/a", ["runs/1/a"]),
-        ("runs/1/a/", []),
-        ("nothing/here/", []),
-        ("runs/3", []),
-    ],
-)
-def test_prefix_is_the_start_of_a_key_not_a_folder(store: ObjectStore, prefix: str, expected: list[str]) -> None:
+def test_prefix_is_the_start_of_a_key_not_a_folder(store: ObjectStore) -> None:
     for key in ("other", "runs/1/a", "runs/10/a", "runs/1x", "runs/2/a", "runs2"):
         store.put(key, b"1")
-    assert keys(store, prefix) == expected
+    expected = {
+        "runs/1": ["runs/1/a", "runs/10/a", "runs/1x"],
+        "runs/1/": ["runs/1/a"],
+        "runs": ["runs/1/a", "runs/10/a", "runs/1x", "runs/2/a", "runs2"],
+        "runs/1/a": ["runs/1/a"],
+        "runs/1/a/": [],
+        "nothing/here/": [],
+        "runs/3": [],
+    }
+    assert {prefix: keys(store, prefix) for prefix in expected} == expected
 
 
-@pytest.mark.parametrize(
-    ("prefix", "start_after", "expected"),
-    [
-        ("", "a/2", ["a/3", "b/1"]),
-        ("a/", "a/1", ["a/2", "a/3"]),
-        ("a/", "a/25", ["a/3"]),
-        ("a/", "0", ["a/1", "a/2", "a/3"]),
-        ("a/", "a/3", []),
-        ("", "z", []),
-    ],
-)
-def test_listing_starts_after_a_key(store: ObjectStore, prefix: str, start_after: str, expected: list[str]) -> None:
+def test_listing_starts_after_a_key(store: ObjectStore) -> None:
     for key in ("a/1", "a/2", "a/3", "b/1"):
         store.put(key, b"1")
-    assert keys(store, prefix, start_after=start_after) == expected
+    expected = {
+        ("", "a/2"): ["a/3", "b/1"],
+        ("a/", "a/1"): ["a/2", "a/3"],
+        ("a/", "a/25"): ["a/3"],
+        ("a/", "0"): ["a/1", "a/2", "a/3"],
+        ("a/", "a/3"): [],
+        ("", "z"): [],
+    }
+    assert {where: keys(store, where[0], start_after=where[1]) for where in expected} == expected
 
 
 def test_empty_store_lists_nothing(store: ObjectStore) -> None:
@@ -716,7 +710,7 @@ def test_outcome_that_cannot_be_found_is_neither_won_nor_lost(backend: Backend, 
     store = backend.open(endpoint_url=proxy.endpoint, max_attempts=1)
     proxy.lose("PUT", 1)
     proxy.lose("HEAD", 1)
-    with pytest.raises(StoreUnreachable, match="read back"):
+        with pytest.raises(StoreUnreachable, match="closed"):
         store.put_new("k", b"mine")
     assert store.put_new("k", b"mine") is True
 

@@ -17,6 +17,7 @@ from components.core.config import load_config
 from components.core.registry import Registry
 from components.core.storage import open_store
 from tests.pipeline.conftest import RETRAIN, retrain, write_config, write_digits
+from tests.servers import Backend, on
 
 pytestmark = pytest.mark.slow
 LAZY = {"epochs": 1, "learning_rate": 1e-7}
@@ -111,3 +112,15 @@ def test_killed_run_leaves_a_valid_store_and_running_again_finishes(tmp_path: Pa
     assert report["outcome"] == ("promoted" if champion is None else "skipped")
     assert [r.kind for r in registry.ledger()] == ["promotion"]
     registry.verify_version(report["champion_after"])
+
+
+@pytest.mark.integration
+@on("versitygw")
+def test_whole_pipeline_runs_on_an_s3_store(backend: Backend, tmp_path: Path):
+    config = write_config(tmp_path, {"store": backend.config.model_dump(mode="json")})
+    write_digits(tmp_path / "first", (0, 1), 0, 90)
+    report = run(tmp_path, "first", config)
+    assert report["outcome"] == "promoted"
+    assert registry_of(config).champion().version == report["champion_after"]
+    page = f"runs/{report['run_id']}/report.html"
+    assert b"data:image/png" in backend.open().get(page)

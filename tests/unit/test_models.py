@@ -21,6 +21,9 @@ from components.core.registry import Registry
 from components.core.storage import DirectoryStore
 
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
 def seeded(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 

@@ -14,6 +14,7 @@ from components.core.models import Classifier, ModelSpec, build_classifier
 from components.core.windows import ImageRow
 from components.train.strategies import STRATEGIES, Task, Trained, choose_replay, fine_tune, retrain, train_head
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 DIGITS = tuple("0123456789")
 SIZE = 16
 
@@ -125,9 +126,9 @@ def task(champion: Classifier | None, old: ImageSet, new: ImageSet, **changes: o
         champion=champion,
         old=old,
         new=new,
-        loop=LoopConfig(epochs=6, learning_rate=3e-3),
+        loop=LoopConfig(epochs=5, learning_rate=3e-3),
         head_loop=LoopConfig(epochs=30, learning_rate=2e-2),
-        batch_size=32,
+        batch_size=16,
         replay_fraction=0.5,
         generator=seeded(0),
         device=torch.device("cpu"),
@@ -142,7 +143,7 @@ def accuracy(model: Classifier, images: ImageSet) -> float:
 
 @cache
 def trained_champion() -> Classifier:
-    old = pick(0, 700, OLD)
+    old = pick(0, 500, OLD)
     return retrain(task(None, NOTHING, old, spec=spec(DIGITS[:5]))).model
 
 
@@ -159,14 +160,14 @@ def frozen(model: Classifier) -> dict[str, Tensor]:
 
 
 def test_retrain_learns_the_digits() -> None:
-    trained = retrain(task(None, pick(0, 500, ALL), pick(500, 1000, ALL)))
-    assert accuracy(trained.model, pick(1000, 1797, ALL)) > 0.9
-    assert (trained.rows, trained.replayed_rows, len(trained.losses)) == (1000, 0, 6)
+    trained = retrain(task(None, pick(0, 300, ALL), pick(300, 600, ALL)))
+    assert accuracy(trained.model, pick(1000, 1500, ALL)) > 0.9
+    assert (trained.rows, trained.replayed_rows, len(trained.losses)) == (600, 0, 5)
     assert trained.losses[-1] < trained.losses[0]
 
 
 def test_fine_tune_with_replay_forgets_less_than_without(champion: Classifier) -> None:
-    old, new, old_test = pick(0, 700, OLD), pick(0, 700, NEW), pick(1000, 1797, OLD)
+    old, new, old_test = pick(0, 500, OLD), pick(0, 500, NEW), pick(1000, 1500, OLD)
     before = accuracy(champion, old_test)
     kept = accuracy(fine_tune(task(champion, old, new)).model, old_test)
     forgot = accuracy(fine_tune(task(champion, old, new, replay_fraction=0.0)).model, old_test)
@@ -176,14 +177,14 @@ def test_fine_tune_with_replay_forgets_less_than_without(champion: Classifier) -
 
 
 def test_fine_tune_learns_the_new_classes(champion: Classifier) -> None:
-    trained = fine_tune(task(champion, pick(0, 700, OLD), pick(0, 700, NEW)))
-    assert accuracy(champion, pick(1000, 1797, NEW)) == 0.0
-    assert accuracy(trained.model, pick(1000, 1797, NEW)) > 0.85
+    trained = fine_tune(task(champion, pick(0, 500, OLD), pick(0, 500, NEW)))
+    assert accuracy(champion, pick(1000, 1500, NEW)) == 0.0
+    assert accuracy(trained.model, pick(1000, 1500, NEW)) > 0.85
 
 
 def test_head_only_learns_new_classes_on_the_frozen_body(champion: Classifier) -> None:
-    trained = train_head(task(champion, pick(0, 700, OLD), pick(0, 700, NEW)))
-    assert accuracy(trained.model, pick(1000, 1797, ALL)) > 0.75  # chance is 0.1, the champion's own 0.5
+    trained = train_head(task(champion, pick(0, 500, OLD), pick(0, 500, NEW)))
+    assert accuracy(trained.model, pick(1000, 1500, ALL)) > 0.75  # chance is 0.1, the champion's own 0.5
 
 
 def test_head_only_leaves_the_body_bit_for_bit(champion: Classifier) -> None:

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from components.core.config import LoopConfig
 from components.train.loop import fit, warmup_cosine
 
-LOOP = LoopConfig(epochs=30, learning_rate=0.05)
+pytestmark = pytest.mark.usefixtures("one_thread")
+LOOP = LoopConfig(epochs=10, learning_rate=0.05)
 
 
 def seeded(seed: int) -> torch.Generator:
@@ -43,7 +44,7 @@ def watched(module: nn.Module) -> Iterator[list[int]]:
 def test_loss_falls_and_the_classes_are_told_apart() -> None:
     model, (points, labels) = network(), blobs(200)
     losses = fit(model, points, labels, LOOP, batch_size=32, generator=seeded(0))
-    assert len(losses) == 30
+    assert len(losses) == 10
     assert losses[-1] < losses[0] / 2
     assert float((model.eval()(points).argmax(1) == labels).float().mean()) > 0.95
 
@@ -129,7 +130,7 @@ def test_frozen_weights_stay() -> None:
 def test_progress_counts_every_row_of_every_epoch() -> None:
     told: list[int] = []
     fit(network(), *blobs(21), LOOP, batch_size=8, generator=seeded(0), on_epoch=told.append)
-    assert told == [21] * 30
+    assert told == [21] * 10
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,117 @@
+"""How a run ends: a ledger record or none, a quarantine file, and what happens when another run was faster."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+import yaml
+
+from components.core.config import load_config
+from components.core.contracts import CheckResult, Decision, RunParameters, StepDocument, Verdict
+from components.core.errors import IntegrityError
+from components.core.registry import Registry
+from components.core.runs import Run, StepRecord
+from components.core.storage import open_store
+from components.promote import step
+
+CHECK = CheckResult(
+    name="not worse on old", passed=True, conclusive=True, value=0.0, bound=-0.01, threshold=-0.02, sentence="As good."
+)
+
+
+@pytest.fixture
+def config_path(tmp_path: Path) -> Path:
+    path = tmp_path / "retrain.yaml"
+    path.write_text(yaml.safe_dump({"store": {"uri": "store"}, "model": "m", "dataset": "d"}))
+    return path
+
+
+def begin(config_path: Path, run_id: str) -> tuple[Run, Registry]:
+    config = load_config(config_path)
+    run = Run(open_store(config.store), run_id)
+    run.begin(config, RunParameters(run_id=run_id, model="m", dataset="d", source="s", strategy="auto"))
+    return run, Registry(run.store, "m")
+
+
+def file(run: Run, name: str, document: StepDocument) -> None:
+    run.write(StepRecord(step=name, started=datetime.now(UTC), seconds=0.0, document=document))
+
+
+def judged(run: Run, version: str, champion: str | None, word: str = "promote") -> None:
+    file(run, "gate-1", Verdict(verdict=word, challenger=version, champion=champion, checks=(CHECK,)))
+
+
+def test_promotion_is_one_record_and_repeating_the_step_adds_none(config_path: Path):
+    run, registry = begin(config_path, "one")
+    version = registry.save_version({"weights": b"1"})
+    judged(run, version, None)
+    first = step.promote(str(config_path), "one", "w", version, 1)
+    assert (first.outcome, first.champion_after, first.ledger_number) == ("promoted", version, 1)
+    assert step.promote(str(config_path), "one", "w", version, 1) == first
+    assert [(r.kind, r.version, r.run_id) for r in registry.ledger()] == [("promotion", version, "one")]
+
+
+def test_step_cut_off_between_ledger_and_record_promotes_once(config_path: Path):
+    run, registry = begin(config_path, "one")
+    version = registry.save_version({"weights": b"1"})
+    judged(run, version, None)
+    step.promote(str(config_path), "one", "w", version, 1)
+    run.store.delete(run.key("outcome.json"))  # as if the pod was lost after the ledger was written
+    again = step.promote(str(config_path), "one", "w", version, 1)
+    assert (again.outcome, again.ledger_number) == ("promoted", 1)
+    assert len(registry.ledger()) == 1
+
+
+def test_slower_run_is_held_and_the_faster_champion_stays(config_path: Path):
+    slow, registry = begin(config_path, "slow")
+    fast, _ = begin(config_path, "fast")
+    mine, theirs = registry.save_version({"weights": b"1"}), registry.save_version({"weights": b"2"})
+    judged(slow, mine, None)
+    judged(fast, theirs, None)
+    step.promote(str(config_path), "fast", "w", theirs, 1)
+    outcome = step.promote(str(config_path), "slow", "w", mine, 1)
+    assert (outcome.outcome, outcome.champion_after, outcome.ledger_number) == ("held", theirs, None)
+    assert [r.version for r in registry.ledger()] == [theirs]
+
+
+def test_tampered_challenger_is_not_promoted(config_path: Path):
+    run, registry = begin(config_path, "one")
+    version = registry.save_version({"weights": b"1"})
+    judged(run, version, None)
+    run.store.put(f"models/m/versions/{version}/weights", b"2")
+    with pytest.raises(IntegrityError, match="weights"):
+        step.promote(str(config_path), "one", "w", version, 1)
+    assert registry.ledger() == []
+    assert run.store.head("runs/one/failure-outcome.json"), "the reason is filed for the report"
+
+
+@pytest.mark.parametrize(("word", "kind", "outcome"), [("reject", "rejection", "rejected"), ("hold", "hold", "held")])
+def test_challenger_that_is_turned_down_is_in_the_ledger_and_champion_stays(
+    config_path: Path, word: str, kind: str, outcome: str
+):
+    run, registry = begin(config_path, "one")
+    champion, version = registry.save_version({"weights": b"0"}), registry.save_version({"weights": b"1"})
+    judged(run, champion, None)
+    step.promote(str(config_path), "one", "w", champion, 1)
+    next_run, _ = begin(config_path, "two")
+    judged(next_run, version, champion, word)
+    told = step.record_outcome(str(config_path), "two", "w2", word, 1)
+    assert (told.outcome, told.champion_after, told.ledger_number) == (outcome, champion, 2)
+    assert [r.kind for r in registry.ledger()] == ["promotion", kind]
+    assert registry.champion().version == champion
+
+
+@pytest.mark.parametrize(("word", "outcome"), [("skip", "skipped"), ("quarantine", "quarantined")])
+def test_window_that_does_not_train_leaves_the_ledger_alone(config_path: Path, word: str, outcome: str):
+    run, registry = begin(config_path, "one")
+    file(run, "decide", Decision(action=word, rule="r", reasons=("because",)))
+    told = step.record_outcome(str(config_path), "one", "w", word, 0)
+    assert (told.outcome, told.reason) == (outcome, "because")
+    assert registry.ledger() == []
+    quarantined = [o.key for o in run.store.list_objects("quarantine/")]
+    assert quarantined == (["quarantine/d/w.json"] if word == "quarantine" else [])
+    if quarantined:
+        assert json.loads(run.store.get(quarantined[0]))["reasons"] == ["because"]
