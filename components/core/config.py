@@ -227,9 +227,9 @@ def load_config(path: str | Path) -> Config:
     path = Path(path)
     try:
         text = path.read_text()
-    except OSError as error:
+    except (OSError, UnicodeDecodeError) as error:
         raise ConfigurationError(
-            f"no configuration at {path} ({error.strerror})",
+            f"no configuration at {path} ({getattr(error, 'strerror', None) or error})",
             expected="a YAML file",
             next_command="retrain config > retrain.yaml, then edit store.uri",
         ) from error

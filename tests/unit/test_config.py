@@ -8,7 +8,6 @@ from pydantic import BaseModel
 
 from components.core.config import (
     Config,
-    DecisionConfig,
     LoopConfig,
     Section,
     TrainingConfig,
@@ -137,7 +136,7 @@ def test_what_is_not_yaml_is_a_configuration_error(tmp_path: Path, text: str) ->
 def test_a_file_that_is_no_text_is_a_configuration_error(tmp_path: Path) -> None:
     path = tmp_path / "retrain.yaml"
     path.write_bytes(b"\xff\xfes\x00t\x00")  # UTF-16, as an editor on Windows may save it
-    with pytest.raises(ConfigurationError, match="retrain.yaml"):
+    with pytest.raises(ConfigurationError, match=r"retrain\.yaml"):
         load_config(path)
 
 
@@ -181,12 +180,15 @@ def test_unknown_strategy_is_refused(strategy: str) -> None:
 
 def test_the_printed_configuration_holds_the_defaults() -> None:
     printed = parse_config(yaml.safe_load(describe_config()), origin="retrain config")
-    assert printed == parse_config({"store": {"uri": "./store"}}, origin="defaults")
+    assert printed == parse_config({"store": {"uri": printed.store.uri}}, origin="defaults")
 
 
 def test_the_printed_configuration_explains_every_key_above_it() -> None:
-    lines = describe_config(DecisionConfig).splitlines()
-    assert lines[lines.index("fine_tune_at_drop: 0.03") - 1].startswith("# Accuracy drop on the new window")
+    lines = describe_config().splitlines()
+    keys = [n for n, line in enumerate(lines) if line and not line.lstrip().startswith("#")]
+    assert len(keys) > 50
+    assert [lines[n] for n in keys if not lines[n - 1].lstrip().startswith("# ")] == []
+    assert "Accuracy drop on the new window" in lines[lines.index("  fine_tune_at_drop: 0.03") - 1]
 
 
 def test_every_strategy_has_its_hyperparameters() -> None:

@@ -109,7 +109,9 @@ def test_a_truncated_image_is_unreadable(kind: str, share: float) -> None:
     assert inspect_image(data[: int(share * len(data))], MAX_PIXELS) is None
 
 
-@pytest.mark.parametrize("data", [b"", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"BM", b"GIF89a", b"not an image", b"\0" * 999])
+@pytest.mark.parametrize(
+    "data", [b"", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"BM", b"GIF89a", b"not an image", b"\0" * 999]
+)
 def test_what_holds_no_image_is_unreadable(data: bytes) -> None:
     assert inspect_image(data, MAX_PIXELS) is None
 

@@ -20,7 +20,6 @@ from components.core.models import (
 from components.core.registry import Registry
 from components.core.storage import DirectoryStore
 
-
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 

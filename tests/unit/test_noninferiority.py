@@ -1,5 +1,6 @@
 """Tango's score bound of a paired difference: against brute force, by hand, and by its own promise."""
 
+import itertools
 from functools import cache
 from math import isinf, log, sqrt
 from statistics import NormalDist
@@ -62,7 +63,7 @@ def test_bound_agrees_with_a_maximised_likelihood(n: int, gained: int, lost: int
 
 
 def test_score_at_no_difference_is_mcnemars() -> None:
-    # Without a difference the nuisance share is (gained + lost) / 2n, and the score (g - l) / sqrt(g + l): 6 / sqrt(14).
+    # Without a difference the nuisance share is (gained + lost) / 2n, the score (g - l) / sqrt(g + l): 6 / sqrt(14).
     assert paired_score(outcome(60, 10, 4), 0.0) == pytest.approx(6 / sqrt(14))
 
 
@@ -116,12 +117,12 @@ def test_bound_is_a_possible_difference_at_most_the_estimate(n: int, gained: int
 
 def test_bound_falls_with_every_row_lost() -> None:
     bounds = [lower_bound(outcome(120, 6, lost), 0.05) for lost in range(115)]
-    assert all(before > after for before, after in zip(bounds, bounds[1:], strict=False))
+    assert all(before > after for before, after in itertools.pairwise(bounds))
 
 
 def test_bound_rises_with_every_row_gained() -> None:
     bounds = [lower_bound(outcome(120, gained, 6), 0.05) for gained in range(115)]
-    assert all(before < after for before, after in zip(bounds, bounds[1:], strict=False))
+    assert all(before < after for before, after in itertools.pairwise(bounds))
 
 
 def test_bound_rises_with_alpha() -> None:
@@ -158,7 +159,7 @@ def test_a_model_that_is_better_passes_almost_always() -> None:
 
 
 def test_the_bound_lies_below_the_truth_as_often_as_it_says() -> None:
-    # At the truth -0.05 the exact miss rate (summed over all tables) is 4.8 %; 2,000 draws have a standard error of 0.5 %.
+    # At the truth -0.05 the exact miss rate (summed over all tables) is 4.8 %; the standard error of 2,000 draws 0.5 %.
     cells = np.random.default_rng(13).multinomial(200, [0.02, 0.07, 0.91], 2000)
     bound = cache(lambda gained, lost: lower_bound(outcome(200, gained, lost), 0.05))
     missed = np.mean([bound(int(g), int(lost)) > -0.05 for g, lost, _ in cells])

@@ -182,7 +182,7 @@ def test_the_first_model_learns_every_class_of_its_window() -> None:
 
 
 def test_rungs_cost_rows_times_epochs_over_speed() -> None:
-    # Fine-tune: 30 % of 1,000 old rows + 400 new = 700 rows, 10 epochs at 100 a second: 70 s. Retrain: 1,400 * 30 / 100.
+    # Fine-tune: 30 % of 1,000 old rows + 400 new = 700 rows, 10 epochs at 100 a second: 70 s. Retrain: 1,400 * 0.3.
     decision = plan(replace(QUIET, forced="fine-tune", images_per_second=100.0))
     assert [rung.training_rows for rung in decision.rungs] == [700, 1400]
     assert [rung.estimated_seconds for rung in decision.rungs] == [pytest.approx(70.0), pytest.approx(420.0)]

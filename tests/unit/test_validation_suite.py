@@ -17,7 +17,7 @@ ROWS = 100
 
 @pytest.fixture(scope="module", autouse=True)
 def _great_expectations() -> None:
-    """Import it once, by the door that the product uses: its own modules import `sre_constants`, which is deprecated."""
+    """Import it once, by the product's own door: its modules import `sre_constants`, which is deprecated."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         validate_manifest(manifest(), CONFIG, SCHEMA.names)
@@ -172,7 +172,8 @@ def test_thresholds_come_from_the_configuration() -> None:
         max_undersized_fraction=1.0,
         min_images=1,
     )
-    bad = manifest(status=[("ok", "unreadable", "duplicate", "conflicting")[n % 4] for n in range(ROWS)], width=1.0)
+    statuses = [("ok", "unreadable", "duplicate", "conflicting")[n % 4] for n in range(ROWS)]
+    bad = manifest(status=statuses, width=1.0, label="cat")
     assert broken(bad, lax) == {}
     strict = ValidationConfig(min_images=101, min_side_pixels=33, min_images_per_class=51)
     assert set(broken(manifest(), strict)) == {"enough images", "large enough", "enough of each class"}

@@ -1,0 +1,359 @@
+"""The report: a run told in one row, and the page, which must show hostile names as text."""
+
+import re
+from datetime import UTC, datetime, timedelta
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from components.core.config import Config, LoopConfig, StoreConfig
+from components.core.contracts import (
+    CheckedExpectation,
+    CheckResult,
+    Decision,
+    DriftReport,
+    DriftView,
+    Evaluation,
+    Failure,
+    HoldoutScores,
+    Lineage,
+    Outcome,
+    PairedOutcome,
+    Rung,
+    RunParameters,
+    StepDocument,
+    TrainingSummary,
+    ValidationReport,
+    Verdict,
+    WindowDocument,
+)
+from components.core.registry import Registry
+from components.core.runs import Run, StepRecord
+from components.core.storage import DirectoryStore
+from components.ingest.step import ingest
+from components.report.page import render_page
+from components.report.pictures import thumbnail
+from components.report.summary import read_failures, read_steps, summarise
+
+START = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+HOSTILE = "<script>alert('x')</script> & \"co\""
+LOOP = LoopConfig(epochs=2, learning_rate=0.1)
+CONFIG = Config(store=StoreConfig(uri="unused"))
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> DirectoryStore:
+    return DirectoryStore(tmp_path / "store")
+
+
+def begin(store: DirectoryStore, run_id: str = "run-1", source: str = "delivery") -> Run:
+    run = Run(store, run_id)
+    run.begin(
+        CONFIG, RunParameters(run_id=run_id, model="classifier", dataset="images", source=source, strategy="auto")
+    )
+    return run
+
+
+def file(run: Run, step: str, document: StepDocument, after: float = 0.0, seconds: float = 1.0) -> None:
+    run.write(StepRecord(step=step, started=START + timedelta(seconds=after), seconds=seconds, document=document))
+
+
+def scores(correct: int) -> HoldoutScores:
+    return HoldoutScores(
+        rows=100,
+        correct=correct,
+        paired=PairedOutcome(both_right=60, only_champion_right=10, both_wrong=30),
+        new_class_recall={},
+        classes=("cat",),
+        confusion=((100,),),
+    )
+
+
+def decision(action: str = "train", reason: str = "The champion lost 5 % accuracy.") -> Decision:
+    rung = Rung(strategy="fine-tune", hyperparameters=LOOP, training_rows=10, estimated_seconds=None)
+    return Decision(
+        action=action,  # type: ignore[arg-type]
+        rule="measurable-drop",
+        reasons=(reason, "More."),
+        rungs=(rung,) if action == "train" else (),
+        champion="v1",
+    )
+
+
+def attempt(run: Run, number: int, strategy: str, verdict: str, after: float) -> None:
+    trained = TrainingSummary(
+        version=f"c{number}",
+        strategy=strategy,  # type: ignore[arg-type]
+        rows=10,
+        replayed_rows=3,
+        classes=("cat",),
+        losses=(1.0, 0.5),
+        seconds=4.0,
+        images_per_second=5.0,
+        device="cpu",
+    )
+    check = CheckResult(
+        name="n", passed=False, conclusive=True, value=0.1, bound=0.0, threshold=0.2, sentence=f"Class '{HOSTILE}'."
+    )
+    file(run, f"train-{number}", trained, after, 4.0)
+    file(
+        run,
+        f"evaluate-{number}",
+        Evaluation(champion="v1", challenger=f"c{number}", old=scores(80), new=scores(70 + number)),
+        after + 4,
+    )
+    file(
+        run,
+        f"gate-{number}",
+        Verdict(verdict=verdict, challenger=f"c{number}", champion="v1", checks=(check,)),  # type: ignore[arg-type]
+        after + 5,
+    )
+
+
+def outcome(word: str, after: str | None) -> Outcome:
+    return Outcome(
+        outcome=word,  # type: ignore[arg-type]
+        champion_before="v1",
+        champion_after=after,
+        ledger_number=1,
+        reason="Said by the gate.",
+    )
+
+
+def drift(accuracy: float | None = 0.9) -> DriftReport:
+    return DriftReport(
+        champion="v1",
+        rows=10,
+        views=(DriftView(name="embeddings", p_value=0.25, effect=0.125),),
+        p_value=0.25,
+        reference_accuracy=accuracy,
+        window_accuracy=accuracy,
+        accuracy_drop=None if accuracy is None else 0.0,
+    )
+
+
+# --- summary
+
+
+def test_a_promotion_is_told_from_its_last_attempt(store: DirectoryStore) -> None:
+    run = begin(store)
+    file(run, "detect_drift", drift(), 1, 2.0)
+    file(run, "decide", decision(), 3)
+    attempt(run, 1, "fine-tune", "escalate", 10)
+    attempt(run, 2, "retrain", "promote", 20)
+    file(run, "outcome", outcome("promoted", "c2"), 30, 0.5)
+    report = summarise(run)
+    assert (report.outcome, report.verdict, report.attempts, report.strategy) == ("promoted", "promote", 2, "retrain")
+    assert (report.champion_before, report.champion_after) == ("v1", "c2")
+    assert (report.action, report.rule, report.drift) == ("train", "measurable-drop", "stable")
+    assert report.reason == "The champion lost 5 % accuracy."
+    # First step begins at second 1, the last ends at 30.5.
+    assert report.started == START + timedelta(seconds=1)
+    assert report.seconds == pytest.approx(29.5)
+    assert report.step_seconds["train-2"] == 4.0
+    assert report.accuracy == {
+        "champion_old": pytest.approx(0.7),
+        "challenger_old": pytest.approx(0.8),
+        "champion_new": pytest.approx(0.7),
+        "challenger_new": pytest.approx(0.72),
+    }
+
+
+def test_a_skip_shows_what_drift_detection_measured(store: DirectoryStore) -> None:
+    run = begin(store)
+    file(run, "detect_drift", drift(0.9))
+    file(run, "decide", decision("skip", "Nothing to gain."))
+    file(run, "outcome", outcome("skipped", "v1"))
+    report = summarise(run)
+    assert (report.outcome, report.action, report.strategy, report.attempts) == ("skipped", "skip", None, 0)
+    assert report.accuracy == {"champion_old": 0.9, "champion_new": 0.9}
+    assert report.sentence == "skipped: Nothing to gain."
+
+
+def test_a_run_without_measured_accuracy_has_none(store: DirectoryStore) -> None:
+    run = begin(store)
+    file(run, "detect_drift", drift(None))
+    assert summarise(run).accuracy == {}
+
+
+def failure(step: str, message: str = "found a hole; expected none; next: fill it") -> Failure:
+    return Failure(step=step, error="DataError", message=message, exit_code=2)
+
+
+def test_a_crash_is_told_with_its_step_and_message(store: DirectoryStore) -> None:
+    run = begin(store)
+    file(run, "decide", decision())
+    file(run, "failure-train-1", failure("train-1"))
+    report = summarise(run)
+    assert report.outcome == "failed"
+    assert "train-1" in report.reason
+    assert "found a hole" in report.reason
+    assert (report.champion_before, report.champion_after) == (None, None)
+    assert [f.step for f in read_failures(run)] == ["train-1"]
+
+
+def test_a_failed_run_keeps_the_champion_of_the_ledger(store: DirectoryStore) -> None:
+    run = begin(store)
+    registry = Registry(store, "classifier")
+    registry.append(
+        "promotion", "v7", expected_champion=None, window=None, run_id="earlier", actor="test", reason="first"
+    )
+    report = summarise(run)
+    assert (report.champion_before, report.champion_after) == ("v7", "v7")
+
+
+def test_a_run_that_left_nothing_is_failed_and_points_at_the_log(store: DirectoryStore) -> None:
+    report = summarise(begin(store))
+    assert (report.outcome, report.seconds, report.step_seconds) == ("failed", 0.0, {})
+    assert "log" in report.reason
+
+
+def test_steps_come_in_the_order_of_the_graph(store: DirectoryStore) -> None:
+    run = begin(store)
+    file(run, "outcome", outcome("promoted", "c1"))
+    attempt(run, 1, "fine-tune", "promote", 0)
+    file(run, "decide", decision())
+    assert list(read_steps(run)) == ["decide", "train-1", "evaluate-1", "gate-1", "outcome"]
+
+
+# --- page
+
+
+class Elements(HTMLParser):
+    """Collects the tags and the text of a page, and tells whether every tag is closed."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.open: list[str] = []
+        self.text = ""
+        self.attributes: list[tuple[str, str | None]] = []
+        self.feed(page)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += attrs
+        if tag not in ("meta", "img", "path", "use", "rect", "br"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if self.open and self.open[-1] == tag:
+            self.open.pop()
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_a_page_without_runs_says_so() -> None:
+    page = render_page([])
+    assert "No runs yet." in Elements(page).text
+    assert "<title>retrain: 0 runs</title>" in page
+
+
+def test_a_page_shows_every_step_and_every_run(store: DirectoryStore) -> None:
+    runs = []
+    for number in (1, 2):
+        run = begin(store, f"run-{number}", f"delivery-{number}")
+        file(run, "detect_drift", drift())
+        file(run, "decide", decision())
+        attempt(run, 1, "fine-tune", "promote", 10)
+        file(run, "outcome", outcome("promoted", "c1"))
+        runs.append(run)
+    elements = Elements(render_page(runs))
+    for text in ("delivery-1", "delivery-2", "embeddings", "0.250", "0.125", "Gate, attempt 1: promote", "70.0 %"):
+        assert text in elements.text
+    assert elements.text.index("delivery-1") < elements.text.index("delivery-2")
+    assert elements.open == []
+
+
+def test_a_page_is_the_same_twice(store: DirectoryStore) -> None:
+    run = begin(store)
+    file(run, "detect_drift", drift())
+    file(run, "outcome", outcome("skipped", "v1"))
+    assert render_page([run]) == render_page([run])
+
+
+def test_a_page_fetches_nothing(store: DirectoryStore) -> None:
+    run = begin(store)
+    file(run, "outcome", outcome("skipped", "v1"))
+    elements = Elements(render_page([run]))
+    assert "link" not in elements.tags
+    assert "script" not in elements.tags
+    links = [value or "" for name, value in elements.attributes if name in ("src", "href", "xlink:href")]
+    assert all(link.startswith(("#", "data:image/png;base64,")) for link in links)
+
+
+def test_a_crash_is_on_the_page(store: DirectoryStore) -> None:
+    run = begin(store)
+    file(run, "failure-ingest", failure("ingest", f"found {HOSTILE}"))
+    elements = Elements(render_page([run]))
+    assert HOSTILE in elements.text
+    assert "script" not in elements.tags
+
+
+def hostile_run(store: DirectoryStore, folder: Path) -> Run:
+    """A run whose classes, files, source, sentences and reasons all try to be markup."""
+    label = HOSTILE.replace("/", "∕")
+    (folder / label).mkdir(parents=True)
+    for number in range(4):
+        Image.new("L", (8, 8), 60 * number).save(folder / label / f"<img src=x onerror=alert({number})>.png")
+    (folder / label / "<b>empty.png").write_bytes(b"")
+    run = begin(store, source=f"{folder}<script>")
+    document = ingest(store, CONFIG, str(folder))
+    assert isinstance(document, WindowDocument)
+    file(run, "ingest", document)
+    expectation = CheckedExpectation(name=HOSTILE, severity="reject", passed=False, sentence=f"Is {HOSTILE}.")
+    file(run, "validate", ValidationReport(expectations=(expectation,)))
+    file(run, "detect_drift", drift().model_copy(update={"new_classes": {HOSTILE: 4}}))
+    file(run, "decide", decision("train", f"The champion does not know '{HOSTILE}'."))
+    attempt(run, 1, "fine-tune", "reject", 10)
+    file(run, "outcome", outcome("rejected", "v1").model_copy(update={"champion_before": None}))
+    return run
+
+
+def test_hostile_names_are_text(store: DirectoryStore, tmp_path: Path) -> None:
+    page = render_page([hostile_run(store, tmp_path / "delivery")])
+    elements = Elements(page)
+    assert "script" not in elements.tags
+    assert "b" not in elements.tags
+    assert not any(name.startswith("on") for name, _ in elements.attributes)
+    assert len(re.findall(r"<script", page, re.IGNORECASE)) == 0
+    assert elements.text.count(HOSTILE) >= 4
+    assert "<b>empty.png" in elements.text
+    assert elements.open == []
+
+
+def test_pictures_of_the_new_window_and_of_the_champions_are_side_by_side(
+    store: DirectoryStore, tmp_path: Path
+) -> None:
+    for number, shade in enumerate((0, 60, 120, 180)):
+        for side, offset in (("old", 0), ("new", 30)):
+            path = tmp_path / side / "cat" / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("L", (8, 8), shade + offset).save(path)
+    past, now = (ingest(store, CONFIG, str(tmp_path / side)) for side in ("old", "new"))
+    lineage = Lineage(parent=None, windows=(past.id,), strategy="retrain", hyperparameters=LOOP, seed=0, package="0")
+    champion = Registry(store, "classifier").save_version({"lineage.json": lineage.model_dump_json().encode()})
+    run = begin(store)
+    file(run, "ingest", now)
+    file(run, "outcome", outcome("skipped", champion).model_copy(update={"champion_before": champion}))
+    page = render_page([run])
+    sources = re.findall(r'<img src="(data:image/png;base64,[^"]+)"', page)
+    assert len(sources) == len(set(sources)) == 8
+    known, arrived = (
+        {thumbnail((tmp_path / side / "cat" / f"{n}.png").read_bytes()) for n in range(4)} for side in ("old", "new")
+    )
+    assert set(sources[:4]) == known
+    assert set(sources[4:]) == arrived
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "CMYK"])
+def test_thumbnails_are_small_png_of_any_mode(mode: str, tmp_path: Path) -> None:
+    path = tmp_path / "large.tiff"
+    Image.new(mode, (400, 200)).save(path)
+    uri = thumbnail(path.read_bytes())
+    assert uri.startswith("data:image/png;base64,")
+    assert len(uri) < 40_000
