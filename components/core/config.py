@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, cast, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from components.core.errors import ConfigurationError
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
+DRIFT_VIEWS = 5  # embeddings, early layers, softmax, properties, labels
 MAX_RUNGS = 3  # how many attempts the compiled graph has room for
 StrategyName = Literal["head-only", "fine-tune", "retrain"]
 
@@ -89,7 +90,7 @@ class DriftConfig(Section):
     alpha: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.01
     """False-alarm rate of the drift test over all views together."""
     permutations: Annotated[int, Field(ge=99)] = 499
-    """Permutations of each test; the smallest p-value is 1 / (permutations + 1)."""
+    """Permutations of each test; must be at least 5 / alpha - 1, or no change could ever be called drift."""
     max_rows: Annotated[int, Field(ge=50)] = 2000
     """Rows of reference and of window that enter the kernel test (time and memory grow with their square)."""
     seed: int = 0
@@ -98,6 +99,14 @@ class DriftConfig(Section):
     """Accuracy that renaming the labels would win back before the label map is called broken."""
     label_noise_drop: Fraction = 0.3
     """Accuracy lost although the images look the same before the labels are called wrong."""
+
+    @model_validator(mode="after")
+    def _enough_permutations(self) -> DriftConfig:
+        """Five views tie at the smallest p-value, so that the combined one may be no smaller than five of them."""
+        if self.alpha < DRIFT_VIEWS / (self.permutations + 1):
+            least = round(DRIFT_VIEWS / self.alpha) - 1
+            raise ValueError(f"alpha {self.alpha:g} can only be reached with permutations of at least {least}")
+        return self
 
 
 class DecisionConfig(Section):
@@ -135,8 +144,8 @@ class TrainingConfig(Section):
     """Side to which images are resized, in pixels."""
     channels: Literal[1, 3] = 3
     """1 for grey, 3 for RGB."""
-    batch_size: Annotated[int, Field(ge=1)] = 64
-    """Rows of one step."""
+    batch_size: Annotated[int, Field(ge=2)] = 64
+    """Rows of one step. Batch norm needs two."""
     seed: int = 0
     """Seed of initialisation, batch order and replay choice."""
     replay_fraction: Fraction = 0.3

@@ -50,7 +50,8 @@ class WindowDocument(StepDocument):
     """`window.json`: what a window holds. Written last: a window without it does not exist.
 
     `id` is the digest of what the images are (bytes, label, group, side of the split, usable or not), so the same
-    images in any order are the same window. `files` are the SHA-256 of manifest and shards.
+    images in any order are the same window. `files` are the SHA-256 of shards and manifest, `manifest` the name of
+    the latter.
     """
 
     id: str
@@ -64,6 +65,7 @@ class WindowDocument(StepDocument):
     image_bytes: int
     class_counts: dict[str, int]
     status_counts: dict[str, int]
+    manifest: str
     files: dict[str, str]
 
     @property

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from components.core.logs import progress
 from components.core.models import ModelSpec
+from components.core.pixels import eight_bits
 from components.core.windows import ImageRow, Split, Window
 
 
@@ -80,6 +81,6 @@ def load_images(windows: Sequence[Window], split: Split | None, spec: ModelSpec,
 def decode_image(data: bytes, size: int, channels: int) -> Tensor:
     """Decode and resize one image (bilinear, antialiased) to uint8, shape (channels, size, size)."""
     with Image.open(io.BytesIO(data)) as image:
-        plane = image.convert("L" if channels == 1 else "RGB").resize((size, size), Image.Resampling.BILINEAR)
+        plane = eight_bits(image, "L" if channels == 1 else "RGB").resize((size, size), Image.Resampling.BILINEAR)
     array = np.asarray(plane).reshape(size, size, channels)
     return torch.from_numpy(array.transpose(2, 0, 1).copy())

@@ -7,6 +7,7 @@ covered: what the trigger counts.
 from __future__ import annotations
 
 import logging
+from http.client import HTTPException
 
 from prometheus_client import CollectorRegistry, Gauge, push_to_gateway
 
@@ -49,7 +50,7 @@ class RunMetrics:
             push_to_gateway(
                 gateway, job="retrain", grouping_key={"model": model}, registry=self.registry, timeout=timeout_seconds
             )
-        except OSError as error:  # URLError and time-outs among them
+        except (OSError, ValueError, HTTPException) as error:  # no answer, no address, no gateway
             logger.warning("metrics were not pushed to %s: %s", gateway, error)
 
     def _gauge(self, name: str, text: str, *labels: str) -> Gauge:

@@ -196,11 +196,18 @@ def _torchvision_body(spec: ModelSpec) -> tuple[nn.Module, int]:
     linear = [(name, m) for name, m in network.named_modules() if isinstance(m, nn.Linear)]
     convolution = [(name, m) for name, m in network.named_modules() if isinstance(m, nn.Conv2d)]
     last = list(network.modules())[-1]
-    if not linear or linear[-1][1] is not last or not convolution or hasattr(network, "AuxLogits"):
+    if not linear or linear[-1][1] is not last or not convolution or hasattr(network, "aux_logits"):
         raise ConfigurationError(
             f"training.architecture {spec.architecture!r} does not end in one linear layer",
             expected="an architecture whose head is linear, such as resnet18, efficientnet_b0, convnext_tiny, vit_b_16",
             next_command="mend training.architecture",
+        )
+    size = getattr(network, "image_size", spec.image_size)
+    if size != spec.image_size:
+        raise ConfigurationError(
+            f"training.image_size is {spec.image_size}",
+            expected=f"{size}: {spec.architecture} has one position embedding a patch",
+            next_command="mend training.image_size or training.architecture",
         )
     name, head = linear[-1]
     network.set_submodule(name, nn.Identity())

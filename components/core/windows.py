@@ -12,7 +12,7 @@ import io
 import json
 import tarfile
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -103,7 +103,9 @@ def write_window(
 ) -> WindowDocument:
     """Pack rows into shards and write manifest and `window.json`, the latter last. An existing window is kept as it is.
 
-    Memory is bounded by the largest image: shards are built on disk, in order of digest.
+    Memory is bounded by the largest image: shards are built on disk, in order of digest. Files are named by their
+    content, so writers that race (the same images under other names, another shard size) cannot mix: `window.json`
+    of the first of them names its own files.
 
     Args:
         rows: Every delivered image, in any order; `ok` rows are packed.
@@ -124,17 +126,19 @@ def write_window(
     with TemporaryDirectory(prefix="retrain-pack-") as folder:
         usable = [r for r in rows if r.status == "ok"]
         for number, batch in enumerate(_shards(usable, shard_bytes)):
-            name = f"images-{number:05d}.tar"
-            path = Path(folder, name)
-            packed += _write_shard(path, batch, read_image, progress)
+            path = Path(folder, "shard.tar")
+            members = _write_shard(path, batch, read_image, progress)
             with path.open("rb") as file:
-                files[name] = hashlib.file_digest(file, "sha256").hexdigest()
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            name = f"images-{number:05d}-{digest[:12]}.tar"
+            files[name] = digest
             store.upload(f"{prefix}/{name}", path)
-            path.unlink()
+            packed += [replace(row, shard=name) for row in members]
     packed += [r for r in rows if r.status != "ok"]
     manifest = _to_parquet(packed)
-    files["manifest.parquet"] = sha256_hex(manifest)
-    store.put(f"{prefix}/manifest.parquet", manifest)
+    manifest_name = f"manifest-{sha256_hex(manifest)[:12]}.parquet"
+    files[manifest_name] = sha256_hex(manifest)
+    store.put(f"{prefix}/{manifest_name}", manifest)
     document = WindowDocument(
         id=identity,
         dataset=dataset,
@@ -147,10 +151,11 @@ def write_window(
         image_bytes=sum(r.bytes for r in usable),
         class_counts=_count(r.label for r in usable),
         status_counts=_count(r.status for r in rows),
+        manifest=manifest_name,
         files=files,
     )
     store.put_new(f"{prefix}/window.json", to_json(document))
-    return document
+    return Window.open(store, dataset, identity).document  # ours, or that of a faster writer
 
 
 class Window:
@@ -181,14 +186,14 @@ class Window:
         Raises:
             IntegrityError: The manifest is not the one that was written.
         """
-        data = self._checked("manifest.parquet")
+        data = self.manifest_bytes()
         # ParquetFile, not read_table: that imports pyarrow.dataset and with it pandas, a second in every pod.
         columns = pq.ParquetFile(io.BytesIO(data)).read().drop_columns("key").to_pylist()
         return [ImageRow(**row) for row in columns]
 
     def manifest_bytes(self) -> bytes:
         """The Parquet file itself, checked."""
-        return self._checked("manifest.parquet")
+        return self._checked(self.document.manifest)
 
     def rows(self, split: Split | None = None) -> list[ImageRow]:
         """Usable rows, of one side of the split or of both."""
@@ -265,7 +270,7 @@ def _write_shard(
             _add(tar, f"{row.sha256}.{(row.format or 'bin').lower()}", data)
             offset = tar.offset - len(data) - (-len(data)) % tarfile.BLOCKSIZE
             _add(tar, f"{row.sha256}.cls", row.label.encode())
-            packed.append(ImageRow(**{**row.__dict__, "shard": path.name, "offset": offset}))
+            packed.append(replace(row, offset=offset))
             progress(1)
     return packed
 

@@ -86,8 +86,8 @@ def new_classes(evidence: Evidence, config: DecisionConfig) -> Choice | None:
 
 def large_drop(evidence: Evidence, config: DecisionConfig) -> Choice | None:
     """So much accuracy is gone that the cheap rungs are not worth trying."""
-    drop = evidence.drift.accuracy_drop
-    if drop is None or drop < config.retrain_at_drop:
+    drop, interval = evidence.drift.accuracy_drop, evidence.drift.accuracy_drop_interval
+    if drop is None or interval is None or drop < config.retrain_at_drop or interval.lower <= 0:
         return None
     return Choice(
         action="train",
@@ -124,10 +124,15 @@ def measurable_drop(evidence: Evidence, config: DecisionConfig) -> Choice | None
 
 def nothing_to_gain(evidence: Evidence, config: DecisionConfig) -> Choice:
     """The default: training would cost and not help."""
-    drop = evidence.drift.accuracy_drop
-    lost = "no measurable drop" if drop is None else f"a drop of {drop:.1%}"
-    changed = "changed, harmlessly" if evidence.drift.drifted else "look the same"
-    sentence = f"Nothing to gain: the images {changed}, {lost} against a threshold of {config.fine_tune_at_drop:.0%}."
+    drift = evidence.drift
+    if drift.p_value is None or drift.accuracy_drop is None or drift.accuracy_drop_interval is None:
+        why = "too few images of classes that the champion knows"
+        return Choice(action="skip", sentence=f"Nothing to gain that could be measured: {why}.")
+    interval = f"95 % interval {drift.accuracy_drop_interval.lower:.1%} to {drift.accuracy_drop_interval.upper:.1%}"
+    changed = "changed, harmlessly" if drift.drifted else "look the same"
+    small = drift.accuracy_drop < config.fine_tune_at_drop
+    why = f"below the threshold of {config.fine_tune_at_drop:.0%}" if small else "which may be chance"
+    sentence = f"Nothing to gain: the images {changed}; a drop of {drift.accuracy_drop:.1%} ({interval}), {why}."
     return Choice(action="skip", sentence=sentence)
 
 

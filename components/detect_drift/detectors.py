@@ -58,7 +58,9 @@ def two_sample_test(
         if not bool(gram.isfinite().all()):
             raise ValueError(f"view {name!r} holds values that are not finite")
         statistics = (table * (gram @ table)).sum(dim=0)
-        p = permutation_p_values(-statistics)
+        # float32 sums of n rows are right to about this; below it a difference is rounding, not evidence
+        resolution = 1e-6 * float(gram.abs().max()) * (1 / reference_rows + 1 / (total - reference_rows))
+        p = permutation_p_values(-statistics, resolution)
         p_values.append(p)
         excess = (statistics[0] - statistics[1:].mean()).clamp(min=0).sqrt()
         views.append(DriftView(name=name, p_value=float(p[0]), effect=float(excess)))
@@ -66,15 +68,14 @@ def two_sample_test(
     return TestResult(views=tuple(views), p_value=float(permutation_p_values(smallest)[0]))
 
 
-def permutation_p_values(statistics: Tensor) -> Tensor:
+def permutation_p_values(statistics: Tensor, resolution: float = 0.0) -> Tensor:
     """Share of the values that are at most each value, itself included, in (0, 1]; small statistics are extreme.
-
-    Equal values count as hits, up to the rounding of float32 sums (1e-6 of the spread).
 
     Args:
         statistics: Shape (1 + B,), the observed one first.
+        resolution: Values that differ by less count as equal, and so as hits; at least 1e-6 of their spread.
     """
-    slack = 1e-6 * (statistics.max() - statistics.min())
+    slack = max(resolution, 1e-6 * float(statistics.max() - statistics.min()))
     ordered = statistics.sort().values
     hits = torch.searchsorted(ordered, statistics + slack, right=True)
     return hits.to(torch.float32) / len(statistics)
@@ -92,7 +93,8 @@ def gaussian_gram(rows: Tensor) -> Tensor:
     Source:
         Median heuristic: Gretton et al. 2012, section 8.
     """
-    squared = torch.cdist(rows, rows).square()
+    centred = rows - rows.mean(dim=0)  # or a large constant feature would drown the distances in rounding
+    squared = torch.cdist(centred, centred).square()
     away = squared[squared > 0]
     scale = float(away.median()) if len(away) else 1.0
     return torch.stack([(-squared / (scale * factor)).exp() for factor in (0.25, 1.0, 4.0)]).mean(dim=0)
@@ -101,7 +103,8 @@ def gaussian_gram(rows: Tensor) -> Tensor:
 def standardise(rows: Tensor) -> Tensor:
     """Columns to mean 0 and standard deviation 1; constant columns to 0. Shape (n, d) to the same."""
     spread = rows.std(dim=0, correction=0)
-    return (rows - rows.mean(dim=0)) / torch.where(spread > 1e-12, spread, torch.inf)
+    constant = spread <= 1e-6 * rows.abs().amax(dim=0)  # all that float32 can tell
+    return (rows - rows.mean(dim=0)) / torch.where(constant, torch.inf, spread)
 
 
 def label_gram(labels: Tensor, classes: int) -> Tensor:

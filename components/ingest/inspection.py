@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import io
-import warnings
 from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
+
+from components.core.pixels import eight_bits
 
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF")
 
@@ -39,14 +40,12 @@ def inspect_image(data: bytes, max_pixels: int) -> ImageFacts | None:
         The facts, or None where the file does not decode or is larger than allowed.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns of what is checked here
-            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-                if image.width * image.height > max_pixels:
-                    return None
-                image.load()
-                grey = np.asarray(image.convert("L"), dtype=np.float32) / 255.0
-                bands, kind = len(image.getbands()), image.format
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            if image.width * image.height > max_pixels:
+                return None
+            image.load()
+            grey = np.asarray(eight_bits(image, "L"), dtype=np.float32) / 255.0
+            bands, kind = len(image.getbands()), image.format
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, EOFError, OverflowError):
         return None  # Pillow's decoders raise all of these on damaged files
     return ImageFacts(

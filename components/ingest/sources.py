@@ -104,11 +104,17 @@ def _group_pattern(pattern: str | None) -> re.Pattern[str] | None:
 
 
 def _walk(folder: Path, ignore: tuple[str, ...]) -> Iterator[Path]:
-    """Files below a folder in order of name; ignored names and symbolic links that leave the folder are passed over."""
+    """Files below a folder in order of name. Links to files are followed; any other link is an error, not a silence."""
     for entry in sorted(os.scandir(folder), key=lambda e: e.name):
         if any(fnmatch.fnmatch(entry.name, pattern) for pattern in ignore):
             continue
         if entry.is_dir(follow_symlinks=False):
             yield from _walk(Path(entry.path), ignore)
+        elif entry.is_symlink() and not Path(entry.path).is_file():
+            raise SourceError(
+                f"{entry.path} is a link that leads to no file",
+                expected="images, or links to images; folders themselves",
+                next_command="replace it by what it stands for (cp -rL), or add its name to ingest.ignore",
+            )
         elif entry.is_file():
             yield Path(entry.path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -49,7 +50,12 @@ def ingest(store: ObjectStore, config: Config, source: str) -> WindowDocument:
     if names_window(source):
         return Window.open(store, config.dataset, source).document
     images = list_images(Path(source), config.ingest)
-    with progress("reading images", len(images)) as advance, ThreadPoolExecutor(os.cpu_count()) as pool:
+    with (
+        warnings.catch_warnings(),  # around the threads, which share the filters: Pillow warns of what is checked here
+        progress("reading images", len(images)) as advance,
+        ThreadPoolExecutor(os.cpu_count()) as pool,
+    ):
+        warnings.simplefilter("ignore")
         rows = []
         for row in pool.map(partial(_look_at, config=config.ingest), images):
             rows.append(row)

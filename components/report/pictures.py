@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from PIL import Image
 
 from components.core.contracts import RunReport
+from components.core.pixels import eight_bits
 from components.core.windows import ImageRow, Window
 
 THUMBNAIL_PIXELS = 96
@@ -51,7 +52,7 @@ def _thumbnails(windows: Sequence[Window], images_per_class: int) -> dict[str, l
 def thumbnail(data: bytes) -> str:
     """An image as a small PNG data URI."""
     with Image.open(io.BytesIO(data)) as image:
-        small = image.convert("RGB" if image.mode not in ("L", "RGB") else image.mode)
+        small = eight_bits(image, "L" if image.mode in ("L", "1") or image.mode.startswith("I") else "RGB")
         small.thumbnail((THUMBNAIL_PIXELS, THUMBNAIL_PIXELS))
     buffer = io.BytesIO()
     small.save(buffer, format="PNG")
@@ -76,7 +77,7 @@ def accuracy_chart(reports: Sequence[RunReport]) -> str:
         points = [(i + offset, 100 * r.accuracy[key]) for i, r in enumerate(reports) if key in r.accuracy]
         axes.plot(*zip(*points, strict=True) if points else ([], []), marker, color=colour, label=label)
     axes.set_xticks(range(len(reports)), [f"{r.outcome}\n{(r.window or '')[:8]}" for r in reports], fontsize=8)
-    axes.set_xlim(-0.5, len(reports) - 0.5)
+    axes.set_xlim(-0.5, max(1, len(reports)) - 0.5)
     axes.set_ylim(0, 103)
     axes.set_ylabel("accuracy, %")
     axes.grid(axis="y", alpha=0.3)

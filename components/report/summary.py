@@ -66,6 +66,8 @@ def summarise(run: Run) -> RunReport:
     word: str
     if outcome:
         word, reason = outcome.outcome, decision.reasons[0] if decision else outcome.reason
+        if word in ("rejected", "held"):
+            reason = f"{reason} But: {outcome.reason}"
         before, after = outcome.champion_before, outcome.champion_after
     else:
         failures = read_failures(run)

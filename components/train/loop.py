@@ -28,7 +28,7 @@ def fit(
         inputs: Shape (n, ...), on the network's device. n >= 2.
         labels: Class indices, int64, shape (n,), same device.
         config: Epochs and rates.
-        batch_size: Rows of one step; a last batch of one row joins the one before (batch norm needs two).
+        batch_size: Most rows of one step; the rows are spread evenly, so that no step has fewer than two.
         generator: Order of the rows; on the CPU.
         on_epoch: Called with the number of rows done since the last call.
 
@@ -40,7 +40,7 @@ def fit(
     """
     parameters = [p for p in network.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
-    batches = max(1, len(inputs) // batch_size)
+    batches = max(1, min(math.ceil(len(inputs) / batch_size), len(inputs) // 2))
     steps = config.epochs * batches
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warmup_cosine(step, steps))
     losses = []

@@ -28,10 +28,14 @@ def build_rules(config: ValidationConfig, columns: list[str]) -> list[Rule]:
     """The rules that a configuration asks for."""
 
     def at_most(fraction: float, status: str) -> dict[str, Any]:
-        return {"column": "status", "value_set": [status], "mostly": 1.0 - fraction}
+        return {"column": "status", "value_set": [status], "mostly": _rest(fraction)}
 
     not_in, between = "ExpectColumnValuesToNotBeInSet", "ExpectColumnValuesToBeBetween"
-    short = {"column": "short_side", "min_value": config.min_side_pixels, "mostly": 1 - config.max_undersized_fraction}
+    short = {
+        "column": "short_side",
+        "min_value": config.min_side_pixels,
+        "mostly": _rest(config.max_undersized_fraction),
+    }
     return [
         Rule(
             name="schema",
@@ -97,6 +101,11 @@ def build_rules(config: ValidationConfig, columns: list[str]) -> list[Rule]:
             asked=f"at least {config.min_images_per_class} images of each class",
         ),
     ]
+
+
+def _rest(fraction: float) -> float:
+    """1 - fraction without the rounding error that would refuse a share that meets it exactly."""
+    return round(1.0 - fraction, 9)
 
 
 def derive_columns(manifest: pd.DataFrame) -> pd.DataFrame:

@@ -710,7 +710,7 @@ def test_outcome_that_cannot_be_found_is_neither_won_nor_lost(backend: Backend, 
     store = backend.open(endpoint_url=proxy.endpoint, max_attempts=1)
     proxy.lose("PUT", 1)
     proxy.lose("HEAD", 1)
-        with pytest.raises(StoreUnreachable, match="closed"):
+    with pytest.raises(StoreUnreachable, match="closed"):
         store.put_new("k", b"mine")
     assert store.put_new("k", b"mine") is True
 

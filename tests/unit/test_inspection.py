@@ -134,6 +134,9 @@ def test_a_format_that_is_not_on_the_list_is_unreadable() -> None:
     assert inspect_image(encode(noise("L"), "PPM"), MAX_PIXELS) is None
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow on damaged files; ingest silences it around its threads
+    "ignore::UserWarning"
+)  # of Pillow, on damaged files; ingest silences them around its threads
 @pytest.mark.parametrize("kind", FORMATS)
 def test_damage_never_raises(kind: str) -> None:
     rng = random.Random(1)

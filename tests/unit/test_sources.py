@@ -157,20 +157,19 @@ def test_the_group_pattern_sees_the_path_below_the_source_only(tmp_path: Path) -
     assert list_images(folder, IngestConfig(group_pattern=r"(clip-\d)"))[0].group is None
 
 
-def test_links_that_leave_the_folder_are_passed_over(tmp_path: Path) -> None:
-    outside = lay_out(tmp_path / "outside", "cat/secret.png")
+def test_links_to_images_are_followed(tmp_path: Path) -> None:
+    cache = lay_out(tmp_path / "cache", "cat/2.png")
     folder = lay_out(tmp_path / "delivery", "cat/1.png")
-    (folder / "cat" / "file.png").symlink_to(outside / "cat" / "secret.png")
-    (folder / "dog").symlink_to(outside / "cat")
-    assert names(folder) == ["cat/1.png"]
+    (folder / "cat" / "file.png").symlink_to(cache / "cat" / "2.png")
+    assert names(folder) == ["cat/1.png", "cat/file.png"]
 
 
-def test_broken_and_circular_links_are_passed_over(tmp_path: Path) -> None:
+@pytest.mark.parametrize("target", ["nowhere", "..", "link"])
+def test_link_that_leads_to_no_file_is_refused_by_name(tmp_path: Path, target: str) -> None:
     folder = lay_out(tmp_path, "cat/1.png")
-    (folder / "cat" / "gone.png").symlink_to("nowhere")
-    (folder / "cat" / "loop").symlink_to("..")
-    (folder / "cat" / "self").symlink_to("self")
-    assert names(folder) == ["cat/1.png"]
+    (folder / "cat" / "link").symlink_to(target)
+    with pytest.raises(SourceError, match="link that leads to no file"):
+        names(folder)
 
 
 def test_what_is_neither_file_nor_folder_is_passed_over(tmp_path: Path) -> None:
