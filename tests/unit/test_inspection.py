@@ -135,8 +135,6 @@ def test_a_format_that_is_not_on_the_list_is_unreadable() -> None:
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow on damaged files; ingest silences it around its threads
-    "ignore::UserWarning"
-)  # of Pillow, on damaged files; ingest silences them around its threads
 @pytest.mark.parametrize("kind", FORMATS)
 def test_damage_never_raises(kind: str) -> None:
     rng = random.Random(1)
