@@ -81,7 +81,7 @@ def arrivals() -> Iterator[Arrival]:
     faded, mixed, broken, lying = _take(low, 220), _take(low, 220), _take(low, 100), _take(low, 280)
     new_digits, broken_high, lying_high = _take(high, 200), _take(high, 40), _take(high, 100)
     yield Arrival(
-        name="1-first-delivery",
+        name="1-first",
         story="440 scans of the digits 0 to 7. There is no champion yet.",
         write=lambda to: write_folder(to, first),
     )

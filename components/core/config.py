@@ -148,6 +148,9 @@ class TrainingConfig(Section):
     """Rows of one step. Batch norm needs two."""
     seed: int = 0
     """Seed of initialisation, batch order and replay choice."""
+    cpu_threads: Annotated[int, Field(ge=1)] | None = None
+    """Threads for training on a CPU; none leaves it to torch (one a core). Small networks on a shared machine are
+    faster with 1: threads that wait for each other lose more than they share."""
     replay_fraction: Fraction = 0.3
     """Share of the champion's training rows replayed (balanced over classes) by head-only and fine-tune."""
     head_only: LoopConfig = LoopConfig(epochs=60, learning_rate=5e-3)

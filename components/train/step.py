@@ -49,6 +49,8 @@ def _train(record: Run, window_id: str, rung: int) -> TrainingSummary:
     if champion is None or plan.strategy == "retrain":
         spec = _normalised(spec, torch.cat([old.images, new.images]))
     device = best_device()
+    if config.training.cpu_threads:
+        torch.set_num_threads(config.training.cpu_threads)
     started = time.monotonic()
     trained = STRATEGIES[plan.strategy](
         Task(
