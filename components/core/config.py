@@ -172,7 +172,7 @@ class GateConfig(Section):
     """What a challenger must show before it is promoted. Bounds are one-sided at confidence 1 - alpha."""
 
     alpha: Annotated[float, Field(gt=0.0, lt=0.5)] = 0.05
-    """Chance, per holdout, of promoting a model that is worse than the margin."""
+    """Chance, per holdout and attempt, of promoting a model that is worse than the margin."""
     old_margin: Fraction = 0.01
     """Accuracy the challenger may lose on the old holdout. One point needs about 1,250 rows at 2 % discordance."""
     new_margin: Fraction = 0.01

@@ -40,10 +40,10 @@ class StepDocument(Document, ABC):
 
 
 class Interval(Document):
-    """A two-sided confidence interval, or a one-sided bound where `upper` is None. In the unit of what it bounds."""
+    """A two-sided confidence interval, in the unit of what it bounds."""
 
     lower: float
-    upper: float | None = None
+    upper: float
 
 
 class WindowDocument(StepDocument):
@@ -288,15 +288,22 @@ class PairedOutcome(Document):
         return (self.both_right + self.only_challenger_right) / self.rows if self.rows else None
 
 
+class ClassRecall(Document):
+    """How many held-out rows a class has, and how many of them the challenger recognises."""
+
+    rows: int
+    correct: int
+
+
 class HoldoutScores(Document):
     """One holdout. `rows` and `correct` are the challenger's over all rows; `paired` covers the classes the champion
-    knows; classes it does not know are measured apart, as recall by class, never averaged in. `confusion`: rows are
-    true classes, columns the challenger's answers, in the order of `classes`."""
+    knows; classes it does not know are measured apart, class by class (also those without a row), never averaged in.
+    `confusion`: rows are true classes, columns the challenger's answers, in the order of `classes`."""
 
     rows: int
     correct: int
     paired: PairedOutcome
-    new_class_recall: dict[str, float]
+    new_classes: dict[str, ClassRecall]
     classes: tuple[str, ...]
     confusion: tuple[tuple[int, ...], ...]
 
@@ -345,7 +352,7 @@ class Evaluation(StepDocument):
 class CheckResult(Document):
     """One check of the gate: `passed` when `bound` reaches `threshold` (both in accuracy, larger is better).
 
-    `conclusive` is False where more rows could still turn the answer: the estimate is inside, the bound is not.
+    `conclusive` is False where more rows could still turn the answer: neither bound settles it.
     """
 
     name: str

@@ -8,13 +8,14 @@ says. Not covered: who may promote (the gate decides) and what the files mean (`
 from __future__ import annotations
 
 import uuid
+from collections.abc import Iterator
 from datetime import UTC, datetime
 
 from pydantic import BaseModel, ConfigDict
 
 from components.core.contracts import LedgerKind, LedgerRecord
 from components.core.errors import IntegrityError
-from components.core.storage import KeyMissing, ObjectStore, get_json, sha256_hex, to_json
+from components.core.storage import KeyMissing, ObjectStore, sha256_hex, to_json
 
 
 class LostRace(Exception):
@@ -72,7 +73,7 @@ class Registry:
         try:
             data = self.store.get(self._key(version, name))
         except KeyMissing as error:
-            raise self._broken(version, name, "missing") from error
+            raise self._broken(version, name, "is missing") from error
         if sha256_hex(data) != manifest.files[name]:
             raise self._broken(version, name, f"has SHA-256 {sha256_hex(data)}")
         return data
@@ -94,21 +95,37 @@ class Registry:
         Raises:
             IntegrityError: It has a gap, or a record does not name the digest of the one before it.
         """
-        records: list[LedgerRecord] = []
-        previous: str | None = None
-        for number, listed in enumerate(self.store.list_objects(f"{self._ledger}/"), start=1):
-            record = get_json(self.store, listed.key, LedgerRecord)
-            if listed.key != self._record_key(number) or record is None or record.number != number:
-                raise self._broken_ledger(f"{listed.key} stands where record {number} belongs")
-            if record.previous != previous:
-                raise self._broken_ledger(f"record {number} does not follow the record before it")
-            records.append(record)
-            previous = sha256_hex(to_json(record))
-        return records
+        return [record for record, _ in self._backwards()][::-1]
 
     def champion(self) -> LedgerRecord | None:
-        """The record that made the present champion, or None before the first promotion."""
-        return _champion_of(self.ledger())
+        """The record that made the present champion, or None before the first promotion.
+
+        Reads the ledger from its end, no further than it must.
+
+        Raises:
+            IntegrityError: See `ledger`, for the records read.
+        """
+        return next((record for record, _ in self._backwards() if record.makes_champion), None)
+
+    def _backwards(self) -> Iterator[tuple[LedgerRecord, str]]:
+        """Records from the newest to the oldest, each with the SHA-256 of its bytes, checked against its follower."""
+        keys = [listed.key for listed in self.store.list_objects(f"{self._ledger}/")]
+        if misplaced := [key for n, key in enumerate(keys, start=1) if key != self._record_key(n)]:
+            raise self._broken_ledger(f"{misplaced[0]} stands where record {keys.index(misplaced[0]) + 1} belongs")
+        expected: str | None = None
+        for number in range(len(keys), 0, -1):
+            data = self.store.get(self._record_key(number))
+            digest = sha256_hex(data)
+            try:
+                record = LedgerRecord.model_validate_json(data, extra="ignore")
+            except ValueError as error:
+                raise self._broken_ledger(f"record {number} is no ledger record: {error}") from error
+            if record.number != number or (number < len(keys) and digest != expected):
+                raise self._broken_ledger(f"record {number} is not the one that the record after it follows")
+            if (record.previous is None) != (number == 1):
+                raise self._broken_ledger(f"record {number} names the record before it wrongly")
+            yield record, digest
+            expected = record.previous
 
     def append(
         self,
@@ -131,16 +148,15 @@ class Registry:
         """
         nonce = uuid.uuid4().hex
         while True:
-            records = self.ledger()
-            for record in records:
+            chain = list(self._backwards())
+            for record, _ in chain:
                 if run_id is not None and (record.run_id, record.kind, record.version) == (run_id, kind, version):
                     return record
-            champion = _champion_of(records)
-            before = champion.version if champion else None
+            before = next((record.version for record, _ in chain if record.makes_champion), None)
             if before != expected_champion:
                 raise LostRace(before)
             record = LedgerRecord(
-                number=len(records) + 1,
+                number=len(chain) + 1,
                 kind=kind,
                 version=version,
                 champion_before=before,
@@ -149,7 +165,7 @@ class Registry:
                 actor=actor,
                 reason=reason,
                 nonce=nonce,
-                previous=sha256_hex(to_json(records[-1])) if records else None,
+                previous=chain[0][1] if chain else None,
                 created=datetime.now(UTC),
             )
             if self.store.put_new(self._record_key(record.number), to_json(record)):
@@ -166,12 +182,13 @@ class Registry:
         return f"models/{self.model}/versions/{version}/{name}"
 
     def _manifest(self, version: str) -> VersionManifest:
-        manifest = get_json(self.store, self._key(version, "manifest.json"), VersionManifest)
-        if manifest is None:
-            raise self._broken(version, "manifest.json", "missing")
-        if manifest.version != version:
-            raise self._broken(version, "manifest.json", f"has digest {manifest.version}")
-        return manifest
+        try:
+            data = self.store.get(self._key(version, "manifest.json"))
+        except KeyMissing as error:
+            raise self._broken(version, "manifest.json", "is missing") from error
+        if sha256_hex(data)[:32] != version:
+            raise self._broken(version, "manifest.json", f"has digest {sha256_hex(data)[:32]}")
+        return VersionManifest.model_validate_json(data, extra="ignore")
 
     def _broken(self, version: str, name: str, what: str) -> IntegrityError:
         return IntegrityError(
@@ -186,7 +203,3 @@ class Registry:
             expected=f"a gapless, hash-chained sequence below {self.store.uri}/{self._ledger}",
             next_command="restore the ledger from a backup; do not edit it by hand",
         )
-
-
-def _champion_of(records: list[LedgerRecord]) -> LedgerRecord | None:
-    return next((record for record in reversed(records) if record.makes_champion), None)

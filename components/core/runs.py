@@ -96,6 +96,20 @@ class Run:
         """File a step's record; the first to do so wins."""
         self.store.put_new(self.key(f"{record.step}.json"), to_json(record))
 
+    def replace(self, record: StepRecord[D]) -> None:
+        """File a record that is derived from others, or that a later attempt outdates: the last to do so wins."""
+        self.store.put(self.key(f"{record.step}.json"), to_json(record))
+
+    def failures(self) -> list[Failure]:
+        """Why steps crashed, oldest first; those that a later attempt has mended are left out."""
+        prefix = self.key("failure-")
+        names = [
+            listed.key.removeprefix(self.key("")).removesuffix(".json") for listed in self.store.list_objects(prefix)
+        ]
+        records = [record for name in names if (record := self.record(name, Failure))]
+        records = [r for r in records if self.store.head(self.key(f"{r.document.step}.json")) is None]
+        return [record.document for record in sorted(records, key=lambda r: r.started)]
+
     def key(self, name: str) -> str:
         """Key of an object of this run."""
         return f"runs/{self.run_id}/{name}"
@@ -148,7 +162,7 @@ def _file_failure(run: Run, step: str, started: datetime, error: Exception) -> N
     exit_code = error.exit_code if isinstance(error, RetrainError) else 1
     failure = Failure(step=step, error=type(error).__name__, message=str(error), exit_code=exit_code)
     try:
-        run.write(StepRecord(step=f"failure-{step}", started=started, seconds=0.0, document=failure))
+        run.replace(StepRecord(step=f"failure-{step}", started=started, seconds=0.0, document=failure))
     except StoreUnreachable:
         logger.exception("%s: the failure could not be filed", step)  # the step's own error is what gets raised
 

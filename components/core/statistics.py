@@ -43,8 +43,6 @@ def newcombe_interval(first: tuple[int, int], second: tuple[int, int], confidenc
     """
     a, b = wilson_interval(*first, confidence), wilson_interval(*second, confidence)
     p, q = (share[0] / share[1] if share[1] else 0.5 for share in (first, second))
-    assert a.upper is not None
-    assert b.upper is not None
     return Interval(
         lower=max(-1.0, p - q - sqrt((p - a.lower) ** 2 + (b.upper - q) ** 2)),
         upper=min(1.0, p - q + sqrt((a.upper - p) ** 2 + (q - b.lower) ** 2)),

@@ -166,7 +166,7 @@ def get_json(store: ObjectStore, key: str, kind: type[M]) -> M | None:
     except KeyMissing:
         return None
     try:
-        return kind.model_validate_json(data)
+        return kind.model_validate_json(data, extra="ignore")  # a newer or older release may know more fields
     except ValueError as error:
         raise IntegrityError(
             f"{store.uri}/{key} is no {kind.__name__}: {error}",
@@ -266,9 +266,12 @@ class DirectoryStore:
         temporary = self.root / ".tmp"
         if not self.root.exists():
             self.check_reachable()
-        temporary.mkdir(parents=True, exist_ok=True)
-        self._make_folder(target.parent)
-        descriptor, name = tempfile.mkstemp(dir=temporary)
+        try:
+            temporary.mkdir(parents=True, exist_ok=True)
+            self._make_folder(target.parent)
+            descriptor, name = tempfile.mkstemp(dir=temporary)
+        except OSError as error:
+            raise self._refused(error) from error
         try:
             with os.fdopen(descriptor, "wb") as file:
                 if isinstance(content, bytes):
@@ -282,8 +285,17 @@ class DirectoryStore:
             Path(name).chmod(0o644)
             yield Path(name)
             _sync_folder(target.parent)
+        except OSError as error:
+            raise self._refused(error) from error
         finally:
             Path(name).unlink(missing_ok=True)
+
+    def _refused(self, error: OSError) -> StoreUnreachable:
+        return StoreUnreachable(
+            f"{self.root}: {error}",
+            expected="a directory with room, rights to write, and hard links",
+            next_command=f"check it: df -h {self.root}; ls -ld {self.root}",
+        )
 
     def _make_folder(self, folder: Path) -> None:
         """Make a folder and sync the entry of each new one, or a power loss could take the first object in it."""
@@ -358,18 +370,24 @@ class S3Store:
         )
 
     def get(self, key: str, *, offset: int = 0, length: int | None = None) -> bytes:
-        from botocore.exceptions import ClientError
+        from botocore.exceptions import ClientError, IncompleteReadError, ReadTimeoutError, ResponseStreamingError
 
         end = "" if length is None else offset + max(length, 1) - 1
         ranged = {} if (offset, length) == (0, None) else {"Range": f"bytes={offset}-{end}"}
         with self._errors(key):
-            try:
-                data: bytes = self._client.get_object(**self._at(key), **ranged)["Body"].read()
-            except ClientError as error:
-                if error.response.get("Error", {}).get("Code") != "InvalidRange":
-                    raise
-                return b""  # behind the end there is nothing, as in a file
-        return data[:length]
+            for tries_left in reversed(range(self._attempts)):
+                try:
+                    data: bytes = self._client.get_object(**self._at(key), **ranged)["Body"].read()
+                except ClientError as error:
+                    if error.response.get("Error", {}).get("Code") != "InvalidRange":
+                        raise
+                    return b""  # behind the end there is nothing, as in a file
+                except (ResponseStreamingError, IncompleteReadError, ReadTimeoutError):
+                    if not tries_left:  # boto3 retries requests, not a body that is cut off
+                        raise
+                else:
+                    return data[:length]
+        raise AssertionError("the last try returns or raises")
 
     def head(self, key: str) -> ObjectInfo | None:
         try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from components.core.contracts import HoldoutScores, PairedOutcome
+from components.core.contracts import ClassRecall, HoldoutScores, PairedOutcome
 
 
 def score_holdout(
@@ -21,17 +21,16 @@ def score_holdout(
         known_classes: How many of them the champion knows.
 
     Returns:
-        Paired cells over rows of classes both know, recall of each class that only the challenger knows, and the
+        Paired cells over rows of classes both know, counts of each class that only the challenger knows, and the
         challenger's confusion matrix.
     """
     right = challenger == labels
     confusion = torch.zeros(len(classes), len(classes), dtype=torch.int64)
     confusion.index_put_((labels, challenger), torch.ones_like(labels), accumulate=True)
-    totals = confusion.sum(dim=1)
-    recall = {
-        name: float(confusion[i, i] / totals[i])
-        for i, name in enumerate(classes)
-        if champion is not None and i >= known_classes and totals[i] > 0
+    new = classes[known_classes:] if champion is not None else ()
+    new_classes = {
+        name: ClassRecall(rows=int(confusion[i].sum()), correct=int(confusion[i, i]))
+        for i, name in enumerate(new, start=known_classes)
     }
     paired = PairedOutcome()
     if champion is not None:
@@ -47,7 +46,7 @@ def score_holdout(
         rows=len(labels),
         correct=int(right.sum()),
         paired=paired,
-        new_class_recall=recall,
+        new_classes=new_classes,
         classes=classes,
         confusion=tuple(tuple(row) for row in confusion.tolist()),
     )

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from components.core.config import GateConfig
 from components.core.contracts import CheckResult, Evaluation, HoldoutScores, Verdict, VerdictWord
 from components.core.statistics import wilson_interval
-from components.gate.noninferiority import lower_bound
+from components.gate.noninferiority import lower_bound, upper_bound
 
 Check = Callable[[Evaluation, GateConfig], CheckResult | None]
 
@@ -15,16 +15,16 @@ Check = Callable[[Evaluation, GateConfig], CheckResult | None]
 def accurate_enough(evaluation: Evaluation, config: GateConfig) -> CheckResult | None:
     """The challenger reaches the least accuracy on the new holdout, whatever the champion does."""
     scores = evaluation.new
+    interval = wilson_interval(scores.correct, scores.rows, 1 - 2 * config.alpha)
     value = scores.accuracy or 0.0
-    bound = wilson_interval(scores.correct, scores.rows, 1 - 2 * config.alpha).lower
     return CheckResult(
         name="accurate enough",
-        passed=bound >= config.min_accuracy,
-        conclusive=bound >= config.min_accuracy or (scores.rows > 0 and value < config.min_accuracy),
+        passed=interval.lower >= config.min_accuracy,
+        conclusive=not interval.lower < config.min_accuracy <= interval.upper,
         value=value,
-        bound=bound,
+        bound=interval.lower,
         threshold=config.min_accuracy,
-        sentence=f"New holdout {value:.1%}, surely above {bound:.1%}; wanted {config.min_accuracy:.1%}.",
+        sentence=f"New holdout {value:.1%}, surely above {interval.lower:.1%}; wanted {config.min_accuracy:.1%}.",
     )
 
 
@@ -43,20 +43,26 @@ def keeps_new(evaluation: Evaluation, config: GateConfig) -> CheckResult | None:
 
 
 def learns_new_classes(evaluation: Evaluation, config: GateConfig) -> CheckResult | None:
-    """Each class that only the challenger knows is recognised often enough."""
-    recall = evaluation.new.new_class_recall
-    if not recall:
+    """Each class that only the challenger knows is recognised often enough. A class without a held-out row is not."""
+    counts = evaluation.new.new_classes
+    if not counts:
         return None
+    recall = {name: c.correct / c.rows if c.rows else 0.0 for name, c in counts.items()}
     worst = min(recall, key=lambda name: recall[name])
-    passed = recall[worst] >= config.min_new_class_recall
+    rows = counts[worst].rows
+    interval = wilson_interval(counts[worst].correct, rows, 1 - 2 * config.alpha)
+    passed = rows > 0 and recall[worst] >= config.min_new_class_recall
     return CheckResult(
         name="learns new classes",
         passed=passed,
-        conclusive=True,
+        conclusive=passed or interval.upper < config.min_new_class_recall,
         value=recall[worst],
-        bound=recall[worst],
+        bound=interval.lower,
         threshold=config.min_new_class_recall,
-        sentence=f"New class '{worst}' is recognised {recall[worst]:.1%}; wanted {config.min_new_class_recall:.1%}.",
+        sentence=(
+            f"New class '{worst}' is recognised {recall[worst]:.1%} on {rows} rows; "
+            f"wanted {config.min_new_class_recall:.1%}."
+        ),
     )
 
 
@@ -67,8 +73,8 @@ def judge(evaluation: Evaluation, config: GateConfig, *, higher_rung_left: bool)
     """Run all checks and say one word.
 
     Returns:
-        `promote` if all pass; else `escalate` while a rung is left; else `reject` if a check failed for certain, and
-        `hold` if more rows could still turn each failed check.
+        `promote` if all pass; else `escalate` while a rung is left; else `reject` if a check failed for certain (at
+        confidence 1 - alpha), and `hold` if more rows could still turn each failed check.
     """
     checks = tuple(result for check in CHECKS if (result := check(evaluation, config)))
     failed = [check for check in checks if not check.passed]
@@ -90,7 +96,7 @@ def _not_worse(name: str, scores: HoldoutScores, margin: float, alpha: float) ->
     return CheckResult(
         name=name,
         passed=passed,
-        conclusive=passed or (paired.rows > 0 and value < -margin),
+        conclusive=passed or upper_bound(paired, alpha) < -margin,
         value=value,
         bound=bound,
         threshold=-margin,

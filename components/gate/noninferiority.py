@@ -53,3 +53,14 @@ def lower_bound(outcome: PairedOutcome, alpha: float) -> float:
     # At the estimate the score is 0, at the edge it is above z, and it falls in between.
     bound: float = brentq(lambda d: min(paired_score(outcome, d), 1e9) - z, edge, min(estimate, 1 - 1e-9), xtol=1e-9)
     return bound
+
+
+def upper_bound(outcome: PairedOutcome, alpha: float) -> float:
+    """One-sided upper confidence bound of challenger minus champion accuracy, in [-1, 1]; 1 when there are no rows."""
+    swapped = outcome.model_copy(
+        update={
+            "only_champion_right": outcome.only_challenger_right,
+            "only_challenger_right": outcome.only_champion_right,
+        }
+    )
+    return -lower_bound(swapped, alpha)

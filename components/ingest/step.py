@@ -28,13 +28,17 @@ def run(config_path: str, run_id: str, source: str, strategy: str) -> WindowDocu
         ConfigurationError: The configuration or the strategy is wrong.
     """
     config = load_config(config_path)
-    check_strategy(strategy)
     record = Run(open_store(config.store), run_id)
     parameters = RunParameters(
         run_id=run_id, model=config.model, dataset=config.dataset, source=source, strategy=strategy
     )
     record.begin(config, parameters)
-    return perform("ingest", record, WindowDocument, lambda: ingest(record.store, config, source))
+    return perform("ingest", record, WindowDocument, lambda: _ingest(record, config, source, strategy))
+
+
+def _ingest(record: Run, config: Config, source: str, strategy: str) -> WindowDocument:
+    check_strategy(strategy)  # here, so that a typing error in the start form is filed with the run
+    return ingest(record.store, config, source)
 
 
 def ingest(store: ObjectStore, config: Config, source: str) -> WindowDocument:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from components.core.contracts import Decision, LedgerKind, LedgerRecord, Outcome, Verdict
+from components.core.errors import RunFailed
 from components.core.registry import LostRace, Registry
 from components.core.runs import Run, open_run, perform
 from components.core.storage import to_json
@@ -25,8 +26,14 @@ def promote(config_path: str, run_id: str, window: str, challenger: str, rung: i
 
 def _promote(record: Run, window: str, challenger: str, rung: int) -> Outcome:
     registry = Registry(record.store, record.config.model)
-    registry.verify_version(challenger)
     verdict = record.need(f"gate-{rung}", Verdict)
+    if (verdict.verdict, verdict.challenger) != ("promote", challenger):
+        raise RunFailed(
+            f"the gate said {verdict.verdict!r} of {verdict.challenger}, and {challenger} was to be promoted",
+            expected="a promotion of what the gate passed",
+            next_command="run again; report this as a bug of the graph",
+        )
+    registry.verify_version(challenger)
     try:
         entry = _append(registry, record, "promotion", window, verdict)
     except LostRace as race:
@@ -74,7 +81,7 @@ def _skip(record: Run, window: str, rung: int) -> Outcome:
 
 def _quarantine(record: Run, window: str, rung: int) -> Outcome:
     decision = record.need("decide", Decision)
-    record.store.put_new(f"quarantine/{record.config.dataset}/{window}.json", to_json(decision))
+    record.store.put(f"quarantine/{record.config.dataset}/{window}.json", to_json(decision))
     return Outcome(
         outcome="quarantined",
         champion_before=decision.champion,
