@@ -101,10 +101,10 @@ def compile_(
         "retrain-pipeline.yaml"
     ),
 ) -> None:
-    """Compile the pipeline to the YAML that Kubeflow Pipelines takes."""
-    from pipelines.client import compile_pipeline
+    """Compile the pipeline to the YAML that Kubeflow Pipelines takes; the pods' image comes from RETRAIN_IMAGE."""
+    from pipelines.client import compile_for_cluster
 
-    typer.echo(f"compiled: {compile_pipeline(output)}")
+    typer.echo(f"compiled: {compile_for_cluster(output)}")
 
 
 @app.command(name="config")

@@ -46,7 +46,7 @@ def run_demo(folder: Path, *, as_json: bool) -> None:
     Raises:
         ConfigurationError: The folder holds something that is not a demo's.
     """
-    if folder.exists() and any(folder.iterdir()) and not (folder / MARKER).exists():
+    if folder.exists() and not (folder / MARKER).exists() and (folder.is_file() or any(folder.iterdir())):
         raise ConfigurationError(
             f"{folder} is not empty and not from an earlier demo",
             expected="a folder that may be made anew",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import os
 import re
 import sys
@@ -26,7 +27,6 @@ from components.core.runs import Run
 from components.core.storage import open_store
 from components.core.windows import Window
 from components.ingest.sources import list_images, names_window
-from components.report.summary import read_failures
 
 # What kfp.local says when it skips a branch that it could not decide, and then reports success.
 SILENT_FAILURES = ("Could not resolve", "Condition evaluation failed", "Unknown items type", "Failed to ")
@@ -81,10 +81,11 @@ def run_pipeline(
     log_folder.mkdir(parents=True, exist_ok=True)
     with (log_folder / LOG_NAME).open("a") as log:
         output = RunnerOutput(log, say)
-        error = _execute(arguments, output)
-    if output.silent_failures:
+        with SilentFailures() as silent:
+            error = _execute(arguments, output)
+    if unresolved := [*output.silent_failures, *silent.messages]:
         raise RunFailed(
-            f"the local runner skipped a branch: {output.silent_failures[0]}",
+            f"the local runner skipped a branch: {unresolved[0]}",
             expected="every branch decided",
             next_command=f"read {log_folder / LOG_NAME} and report this as a bug of the pipeline",
         )
@@ -92,14 +93,33 @@ def run_pipeline(
     report = run.read("report", RunReport) if run else None
     if error is None and report is not None and report.outcome != "failed":
         return report
-    failures = read_failures(run) if run else []
+    failures = run.failures() if run else []
     failure = RunFailed(
-        failures[-1].sentence if failures else f"{error}",
+        failures[0].sentence if failures else f"{error}",
         expected="every step to end",
         next_command=f"mend that and run again; the whole log is {log_folder / LOG_NAME}",
     )
-    failure.exit_code = failures[-1].exit_code if failures else RunFailed.exit_code
+    failure.exit_code = failures[0].exit_code if failures else RunFailed.exit_code
     raise failure from error
+
+
+class SilentFailures(logging.Handler):
+    """Collects what kfp.local logs outside its own output when it skips a branch that it could not decide."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.messages: list[str] = []
+
+    def __enter__(self) -> SilentFailures:
+        logging.getLogger().addHandler(self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        logging.getLogger().removeHandler(self)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.getMessage().startswith(SILENT_FAILURES):
+            self.messages.append(record.getMessage())
 
 
 class RunnerOutput(io.TextIOBase):

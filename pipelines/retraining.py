@@ -22,7 +22,7 @@ from components.promote.component import promote, record
 from components.report.component import report
 from components.train.component import train
 from components.validate.component import validate
-from pipelines.runtime import on_cpu, on_gpu
+from pipelines.runtime import heavy, light, on_gpu
 
 RUN = dsl.PIPELINE_JOB_ID_PLACEHOLDER  # passed whole, never inside a longer string: the backend replaces nothing else
 
@@ -33,15 +33,15 @@ def attempt(config: str, window: str, gpu_type: str, gpu_count: str, rung: int =
     # What sets the pod's resources is an argument too: the compiler does not hand down what only set_* calls use.
     trained = on_gpu(train(**at, window=window, gpu_type=gpu_type, gpu_count=gpu_count), gpu_type, gpu_count)
     challenger = trained.outputs["Output"]
-    evaluated = on_cpu(evaluate(**at, window=window, challenger=challenger), memory="16Gi")
-    verdict = on_cpu(gate(**at, evaluation=evaluated.outputs["Output"])).outputs["Output"]
+    evaluated = heavy(evaluate(**at, window=window, challenger=challenger))
+    verdict = light(gate(**at, evaluation=evaluated.outputs["Output"])).outputs["Output"]
     with dsl.If(verdict == "promote", name="no-regression"):
-        on_cpu(promote(**at, window=window, challenger=challenger, verdict=verdict))
+        light(promote(**at, window=window, challenger=challenger, verdict=verdict))
     if rung < MAX_RUNGS:
         with dsl.Elif(verdict == "escalate", name="escalate"):
             attempt(config, window, gpu_type, gpu_count, rung + 1)
     with dsl.Else(name="not-promoted"):
-        on_cpu(record(**at, window=window, word=verdict))
+        light(record(**at, window=window, word=verdict))
 
 
 @dsl.pipeline(name="retrain", description="New labelled images in; a new champion out, or the reason why not.")
@@ -55,19 +55,19 @@ def retrain(
     """Retrain an image classifier on newly arrived images, if that helps and nothing regresses.
 
     Args:
-        source: Folder of class folders (SOURCE/<label>/<image>), or the id of a window that exists.
+        source: Id of a window in the store; or a folder of class folders, where the pod sees one.
         config: Path of the configuration file, as the pods see it.
         strategy: auto lets the policy decide; head-only, fine-tune or retrain force one.
         gpu_type: Resource name of the GPU for training, such as nvidia.com/gpu; empty trains on the CPU.
-        gpu_count: How many GPUs.
+        gpu_count: How many GPUs the pod reserves; training uses one so far.
     """
     run = {"config": config, "run_id": RUN}
-    with dsl.ExitHandler(on_cpu(report(**run)), name="window-to-champion"):
-        window = on_cpu(ingest(**run, source=source, strategy=strategy), seconds=6 * 3600).outputs["Output"]
-        validation = on_cpu(validate(**run, window=window)).outputs["Output"]
-        drift = on_cpu(detect_drift(**run, window=window, validation=validation), memory="16Gi").outputs["Output"]
-        action = on_cpu(decide(**run, window=window, validation=validation, drift=drift)).outputs["Output"]
+    with dsl.ExitHandler(light(report(**run)), name="window-to-champion"):
+        window = heavy(ingest(**run, source=source, strategy=strategy)).outputs["Output"]
+        validation = light(validate(**run, window=window)).outputs["Output"]
+        drift = heavy(detect_drift(**run, window=window, validation=validation)).outputs["Output"]
+        action = light(decide(**run, window=window, validation=validation, drift=drift)).outputs["Output"]
         with dsl.If(action == "train", name="train"):
             attempt(config, window, gpu_type, gpu_count)
         with dsl.Else(name="nothing-to-train"):
-            on_cpu(record(**run, window=window, word=action, rung=0))
+            light(record(**run, window=window, word=action, rung=0))

@@ -1,30 +1,48 @@
-"""What a step's pod gets: CPU, memory, GPU, shared memory, time. The local runner ignores all of it.
+"""What a step's pod gets: configuration, credentials, CPU, memory, GPU, shared memory, time.
 
-Caching is off everywhere: its key knows neither the data behind a URI nor the code in the image, and on the backend a
-branch of which every task is cached never completes.
+The local runner ignores all of it. Caching is off everywhere: its key knows neither the data behind a URI nor the code
+in the image, and on the backend a branch of which every task is cached never completes.
 """
 
 from __future__ import annotations
 
 from kfp import dsl, kubernetes
 
-GPU_TAINT = "nvidia.com/gpu"
-MINUTE, HOUR = 60, 3600
+CONFIG_MAP, CONFIG_FOLDER = "retrain-config", "/etc/retrain"  # the ConfigMap's key config.yaml is the default `config`
+SECRET = "retrain-store"  # noqa: S105  # optional: a service account with rights to the bucket does without
+CREDENTIALS = {name: name for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")}
+HOUR = 3600
 
 
-def on_cpu(task: dsl.PipelineTask, *, memory: str = "4Gi", seconds: int = 30 * MINUTE) -> dsl.PipelineTask:
-    """A light step. Every task has a timeout of its own: a deadline of the whole run would kill the exit task too."""
-    task.set_caching_options(False).set_cpu_request("500m").set_memory_request("1Gi").set_memory_limit(memory)
-    return kubernetes.set_timeout(task, seconds)
+def light(task: dsl.PipelineTask) -> dsl.PipelineTask:
+    """A step that reads and writes documents."""
+    return _pod(task, cpu="500m", memory_request="1Gi", memory_limit="4Gi", hours=1)
+
+
+def heavy(task: dsl.PipelineTask) -> dsl.PipelineTask:
+    """A step that reads all images of a window, or passes them through a network, on the CPU."""
+    return _pod(task, cpu="2", memory_request="4Gi", memory_limit="16Gi", hours=6)
 
 
 def on_gpu(task: dsl.PipelineTask, gpu_type: str, gpu_count: str) -> dsl.PipelineTask:
-    """The step that trains: GPU by run parameter (no type: CPU), tolerated taint, room for data loaders in /dev/shm.
+    """The step that trains: GPU by run parameter (no type: CPU), room for data loaders in /dev/shm.
 
     `gpu_count` is a string: the 2.17 backend reads it with GetStringValue() and drops an integer silently.
     """
-    task.set_caching_options(False).set_accelerator_type(gpu_type).set_accelerator_limit(gpu_count)
-    task.set_cpu_request("2").set_memory_request("4Gi").set_memory_limit("32Gi")
-    kubernetes.add_toleration(task, key=GPU_TAINT, operator="Exists", effect="NoSchedule")
-    kubernetes.empty_dir_mount(task, volume_name="dshm", mount_path="/dev/shm", medium="Memory", size_limit="4Gi")
-    return kubernetes.set_timeout(task, 6 * HOUR)
+    _pod(task, cpu="2", memory_request="4Gi", memory_limit="32Gi", hours=24)
+    task.set_accelerator_type(gpu_type).set_accelerator_limit(gpu_count)
+    for taint in ("nvidia.com/gpu", "amd.com/gpu"):
+        kubernetes.add_toleration(task, key=taint, operator="Exists", effect="NoSchedule")
+    return kubernetes.empty_dir_mount(
+        task, volume_name="dshm", mount_path="/dev/shm", medium="Memory", size_limit="4Gi"
+    )
+
+
+def _pod(task: dsl.PipelineTask, *, cpu: str, memory_request: str, memory_limit: str, hours: int) -> dsl.PipelineTask:
+    """Every pod: where the configuration is, who it is to the store, and a timeout of its own (one of the whole run
+    would kill the exit task too)."""
+    task.set_caching_options(False)
+    task.set_cpu_request(cpu).set_memory_request(memory_request).set_memory_limit(memory_limit)
+    kubernetes.use_config_map_as_volume(task, CONFIG_MAP, CONFIG_FOLDER)
+    kubernetes.use_secret_as_env(task, SECRET, CREDENTIALS, optional=True)
+    return kubernetes.set_timeout(task, hours * HOUR)

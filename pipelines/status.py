@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+from collections import Counter
 from pathlib import Path
 
 from rich import box
@@ -12,10 +14,12 @@ from rich.table import Table
 
 from components.core.config import Config, load_config
 from components.core.contracts import RunReport
-from components.core.errors import ConfigurationError
+from components.core.errors import ConfigurationError, IntegrityError
 from components.core.registry import Registry
 from components.core.runs import Run, list_runs
 from components.core.storage import ObjectStore, open_store
+
+logger = logging.getLogger(__name__)
 
 
 def print_status(config_path: Path, *, as_json: bool) -> None:
@@ -23,10 +27,11 @@ def print_status(config_path: Path, *, as_json: bool) -> None:
     config, store = _open(config_path)
     records = Registry(store, config.model).ledger()
     champion = Registry(store, config.model).champion()
-    told = [(run.run_id, run.read("report", RunReport)) for run in model_runs(store, config)]
+    told = [(run.run_id, read_report(run)) for run in model_runs(store, config)]
     reports = [report for _, report in told if report]
     unfinished = [run_id for run_id, report in told if report is None]
-    quarantined = [o.key.rpartition("/")[2].removesuffix(".json") for o in store.list_objects("quarantine/")]
+    prefix = f"quarantine/{config.dataset}/"
+    quarantined = [o.key.removeprefix(prefix).removesuffix(".json") for o in store.list_objects(prefix)]
     if as_json:
         state = {
             "model": config.model,
@@ -42,7 +47,9 @@ def print_status(config_path: Path, *, as_json: bool) -> None:
     since = f" since {champion.created:%Y-%m-%d %H:%M} UTC" if champion else ""
     console.print(f"{config.model}: champion [bold]{champion.version if champion else 'none yet'}[/bold]{since}")
     print_runs(console, reports)
-    console.print(f"\nunfinished: {', '.join(unfinished) or 'none'} (running, or cut off: running again is safe)")
+    kinds = Counter(record.kind for record in records)
+    console.print(f"\nledger: {', '.join(f'{n} {kind}' for kind, n in kinds.items()) or 'empty'}")
+    console.print(f"unfinished: {', '.join(unfinished) or 'none'} (running, or cut off: running again is safe)")
     console.print(f"quarantine: {', '.join(quarantined) or 'empty'}")
 
 
@@ -65,17 +72,29 @@ def print_runs(console: Console, reports: list[RunReport]) -> None:
             r.strategy or r.action or "–",
             str(r.attempts or "–"),
             "failed" if r.outcome == "failed" else r.verdict or "–",
-            _accuracies(r, "old"),
-            _accuracies(r, "new"),
+            _accuracies(r.accuracy.champion_old, r.accuracy.challenger_old, r.reference_accuracy),
+            _accuracies(r.accuracy.champion_new, r.accuracy.challenger_new, r.window_accuracy),
             f"{r.seconds:.0f}",
         )
     console.print(table)
-    console.print("[dim]#: training attempts. old %, new %: accuracy of champion→challenger on each holdout.[/dim]")
+    console.print(
+        "[dim]#: training attempts. old %, new %: accuracy of champion→challenger on each holdout, on rows of classes "
+        "both know; in brackets the champion's on its reference and on the whole window.[/dim]"
+    )
     for r in reports:
         rule = f" ({r.rule})" if r.rule else ""
         console.print(
             f"\n[bold]{escape(r.source_name)}[/bold]: {r.outcome}{rule}\n  {escape(r.reason)}", highlight=False
         )
+
+
+def read_report(run: Run) -> RunReport | None:
+    """A run's report, or None where there is none, or none that this release can read."""
+    try:
+        return run.read("report", RunReport)
+    except IntegrityError as error:
+        logger.warning("run %s is passed over: %s", run.run_id, error)
+        return None
 
 
 def model_runs(store: ObjectStore, config: Config) -> list[Run]:
@@ -119,6 +138,6 @@ def _open(config_path: Path) -> tuple[Config, ObjectStore]:
     return config, store
 
 
-def _accuracies(report: RunReport, holdout: str) -> str:
-    values = [report.accuracy.get(f"{role}_{holdout}") for role in ("champion", "challenger")]
-    return "→".join(f"{100 * value:.1f}" for value in values if value is not None) or "–"
+def _accuracies(champion: float | None, challenger: float | None, drift: float | None) -> str:
+    values = [f"{100 * value:.1f}" for value in (champion, challenger) if value is not None]
+    return "→".join(values) or (f"({100 * drift:.1f})" if drift is not None else "–")

@@ -206,7 +206,8 @@ class Decision(StepDocument):
     """A plan: what to do, why, and the ladder of attempts in the order they are tried.
 
     `rule` names the policy's rule that fired; `reasons` are its sentences, the decisive one first. `classes` are those
-    the challenger will know: the champion's in their order, then the new ones.
+    the challenger will know: the champion's in their order, then the new ones. `old_windows` are the champion's but
+    the current one: what is replayed, and what the old holdout is.
     """
 
     action: Action
@@ -215,14 +216,11 @@ class Decision(StepDocument):
     rungs: tuple[Rung, ...] = ()
     classes: tuple[str, ...] = ()
     champion: str | None = None
+    old_windows: tuple[str, ...] = ()
 
     @property
     def word(self) -> str:
         return self.action
-
-    @property
-    def strategy(self) -> str | None:
-        return self.rungs[0].strategy if self.rungs else None
 
     @property
     def sentence(self) -> str:
@@ -313,8 +311,19 @@ class HoldoutScores(Document):
         return self.correct / self.rows if self.rows else None
 
 
+class Accuracies(Document):
+    """Accuracies in [0, 1] of both models on the same held-out rows, of classes that both know. While there is no
+    champion, the challenger's are over all rows. None where nothing was evaluated."""
+
+    champion_old: float | None = None
+    challenger_old: float | None = None
+    champion_new: float | None = None
+    challenger_new: float | None = None
+
+
 class Evaluation(StepDocument):
-    """Champion and challenger on the old and on the new holdout. The old one is None while there is no champion."""
+    """Champion and challenger on the old and on the new holdout. `old` is None where the champion has no other window
+    than the current one, or there is no champion."""
 
     champion: str | None
     challenger: str
@@ -322,14 +331,20 @@ class Evaluation(StepDocument):
     new: HoldoutScores
 
     @property
+    def accuracies(self) -> Accuracies:
+        """Both models on the same rows; the challenger's on all rows while there is no champion."""
+        new = self.new.paired.challenger_accuracy if self.champion else self.new.accuracy
+        return Accuracies(
+            champion_old=self.old.paired.champion_accuracy if self.old else None,
+            challenger_old=self.old.paired.challenger_accuracy if self.old else None,
+            champion_new=self.new.paired.champion_accuracy,
+            challenger_new=new,
+        )
+
+    @property
     def figures(self) -> dict[str, float]:
-        """Accuracies in [0, 1] by name. The champion's are over the classes it knows, the challenger's over all."""
-        measured = {
-            "champion_old": self.old.paired.champion_accuracy if self.old else None,
-            "challenger_old": self.old.accuracy if self.old else None,
-            "champion_new": self.new.paired.champion_accuracy,
-            "challenger_new": self.new.accuracy,
-        }
+        """The accuracies that were measured, by name, and the challenger's over all rows of the new holdout."""
+        measured = {**self.accuracies.model_dump(), "challenger_new_all_classes": self.new.accuracy}
         return {name: value for name, value in measured.items() if value is not None}
 
     @property
@@ -461,7 +476,11 @@ class RunParameters(Document):
 
 
 class RunReport(StepDocument):
-    """A run told in one row: what the table, the metrics and `--json` show. None where a step did not run."""
+    """A run told in one row: what the table, the metrics and `--json` show. None where a step did not run.
+
+    `accuracy` is what evaluation measured in the last attempt; `reference_accuracy` and `window_accuracy` are the
+    champion's on its reference sample and on the whole window, as drift detection measured them.
+    """
 
     run_id: str
     model: str
@@ -478,7 +497,9 @@ class RunReport(StepDocument):
     outcome: str
     champion_before: str | None
     champion_after: str | None
-    accuracy: dict[str, float] = {}
+    accuracy: Accuracies = Accuracies()
+    reference_accuracy: float | None = None
+    window_accuracy: float | None = None
     attempts: int = 0
     step_seconds: dict[str, float] = {}
 

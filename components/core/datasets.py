@@ -10,6 +10,7 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 import torch
@@ -19,7 +20,9 @@ from torch import Tensor
 from components.core.logs import progress
 from components.core.models import ModelSpec
 from components.core.pixels import eight_bits
-from components.core.windows import ImageRow, Split, Window
+from components.core.windows import ImageRow, Split, Window, select_rows
+
+DECODE_BATCH = 256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,40 +45,41 @@ class ImageSet:
         return ImageSet(images=self.images[index], labels=self.labels[index], classes=self.classes, rows=rows)
 
 
-def load_images(windows: Sequence[Window], split: Split | None, spec: ModelSpec, classes: Sequence[str]) -> ImageSet:
-    """Decode the usable rows of windows.
-
-    An image that stands in two windows (same bytes) is taken once.
+def load_images(
+    windows: Sequence[Window],
+    split: Split | None,
+    spec: ModelSpec,
+    classes: Sequence[str],
+    earlier: Sequence[Window] = (),
+) -> ImageSet:
+    """Decode the usable rows of windows into one tensor.
 
     Args:
-        windows: In the order they arrived.
+        windows: In the order they arrived. An image that stands in several is taken from the first.
         split: Side of the split, or None for both.
         spec: Gives size and channels.
         classes: What the labels index.
+        earlier: Windows before these: what they hold is left out (see `select_rows`).
 
     Raises:
         IntegrityError: See `Window.images`.
     """
-    seen: set[str] = set()
+    chosen = [select_rows(w, split, [*earlier, *windows[:n]]) for n, w in enumerate(windows)]
+    total = sum(len(rows) for rows in chosen)
+    images = torch.empty((total, spec.channels, spec.image_size, spec.image_size), dtype=torch.uint8)
     index = {name: i for i, name in enumerate(classes)}
     rows: list[ImageRow] = []
-    planes: list[Tensor] = []
-    for window in windows:
-        wanted = [row for row in window.rows(split) if row.sha256 not in seen]
-        seen.update(row.sha256 for row in wanted)
-        with progress("decoding images", len(wanted)) as advance, ThreadPoolExecutor(os.cpu_count()) as pool:
-            pairs = list(window.images(wanted))
-            for plane in pool.map(lambda pair: decode_image(pair[1], spec.image_size, spec.channels), pairs):
-                planes.append(plane)
-                advance(1)
-            rows += [row for row, _ in pairs]
-    size = (0, spec.channels, spec.image_size, spec.image_size)
-    return ImageSet(
-        images=torch.stack(planes) if planes else torch.empty(size, dtype=torch.uint8),
-        labels=torch.tensor([index.get(row.label, -1) for row in rows], dtype=torch.int64),
-        classes=tuple(classes),
-        rows=tuple(rows),
-    )
+    with progress("decoding images", total) as advance, ThreadPoolExecutor(os.cpu_count()) as pool:
+        for window, wanted in zip(windows, chosen, strict=True):
+            stream = window.images(wanted)
+            while batch := list(islice(stream, DECODE_BATCH)):  # so that only these are in memory compressed
+                decoded = pool.map(lambda pair: decode_image(pair[1], spec.image_size, spec.channels), batch)
+                for (row, _), image in zip(batch, decoded, strict=True):
+                    images[len(rows)] = image
+                    rows.append(row)
+                advance(len(batch))
+    labels = torch.tensor([index.get(row.label, -1) for row in rows], dtype=torch.int64)
+    return ImageSet(images=images, labels=labels, classes=tuple(classes), rows=tuple(rows))
 
 
 def decode_image(data: bytes, size: int, channels: int) -> Tensor:

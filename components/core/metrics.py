@@ -1,7 +1,6 @@
 """All metrics of a run, defined once on a registry that is passed in, and how they reach a Pushgateway.
 
-Names are `retrain_<noun>_<unit>`; labels come from closed sets. A run id appears only in `retrain_run_info`. Not
-covered: what the trigger counts.
+Names are `retrain_<noun>_<unit>`; labels come from closed sets, never a run id. Not covered: what the trigger counts.
 """
 
 from __future__ import annotations
@@ -21,26 +20,35 @@ class RunMetrics:
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self.registry = registry
-        self.info = self._gauge("run_info", "The last run: always 1.", "run_id", "action", "strategy", "outcome")
+        self.info = self._gauge("run_info", "The last run: always 1.", "action", "strategy", "outcome")
         self.success = self._gauge("run_success", "1 if the last run ended as planned, 0 if a step crashed.")
         self.start = self._gauge("run_last_start_timestamp_seconds", "When the last run began.")
         self.duration = self._gauge("run_duration_seconds", "How long the last run took.")
         self.attempts = self._gauge("run_attempts", "Training attempts of the last run.")
-        self.stage = self._gauge("stage_duration_seconds", "How long each step of the last run took.", "stage")
+        self.step = self._gauge("step_duration_seconds", "How long a step of the last run took.", "step", "rung")
         self.accuracy = self._gauge("eval_accuracy_ratio", "Accuracy of a model on a holdout.", "role", "holdout")
+        self.drift_accuracy = self._gauge(
+            "drift_accuracy_ratio", "Champion's accuracy on its reference sample and on the whole window.", "sample"
+        )
         self.champion = self._gauge("champion_info", "The champion after the last run: always 1.", "version")
 
     def observe(self, report: RunReport) -> None:
         """Set every gauge from a run's report."""
-        self.info.labels(report.run_id, report.action or "none", report.strategy or "none", report.outcome).set(1)
+        self.info.labels(report.action or "none", report.strategy or "none", report.outcome).set(1)
         self.success.set(report.outcome != "failed")
         self.start.set(report.started.timestamp())
         self.duration.set(report.seconds)
         self.attempts.set(report.attempts)
-        for step, seconds in report.step_seconds.items():
-            self.stage.labels(step).set(seconds)
-        for name, value in report.accuracy.items():
-            self.accuracy.labels(*name.split("_")).set(value)
+        for name, seconds in report.step_seconds.items():
+            step, _, rung = name.partition("-")
+            self.step.labels(step, rung).set(seconds)
+        for role in ("champion", "challenger"):
+            for holdout in ("old", "new"):
+                if (value := getattr(report.accuracy, f"{role}_{holdout}")) is not None:
+                    self.accuracy.labels(role, holdout).set(value)
+        for sample, value in (("reference", report.reference_accuracy), ("window", report.window_accuracy)):
+            if value is not None:
+                self.drift_accuracy.labels(sample).set(value)
         if report.champion_after:
             self.champion.labels(report.champion_after).set(1)
 

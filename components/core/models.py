@@ -24,24 +24,29 @@ class ModelSpec(Document):
     """`model.json`: what is needed to rebuild a classifier around its weights.
 
     `classes` in the order of the head's rows. Inputs are resized to `image_size` (pixels) squared with `channels`
-    planes, scaled to [0, 1], then normalised with `mean` and `std`.
+    planes, scaled to [0, 1], then normalised with `mean` and `std` of each channel.
     """
 
     architecture: str
     classes: tuple[str, ...]
     image_size: int
     channels: int
-    mean: float
-    std: float
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
 
 
 class Classifier(nn.Module):
     """Body (images to feature vectors) and head (one row a class)."""
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, spec: ModelSpec, body: nn.Module, width: int) -> None:
         super().__init__()
         self.spec, self.body = spec, body
         self.head = nn.Linear(width, len(spec.classes))
+        self.register_buffer("mean", torch.tensor(spec.mean).view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(spec.std).view(1, -1, 1, 1), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
         """Images, uint8, shape (n, channels, size, size), to logits, float32, shape (n, classes)."""
@@ -50,7 +55,7 @@ class Classifier(nn.Module):
 
     def embed(self, images: Tensor) -> Tensor:
         """Images, uint8, shape (n, channels, size, size), to penultimate features, float32, shape (n, width)."""
-        x = (images.float() / 255.0 - self.spec.mean) / self.spec.std
+        x = (images.float() / 255.0 - self.mean) / self.std
         features: Tensor = self.body(x)
         return features.flatten(1)
 

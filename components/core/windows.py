@@ -11,7 +11,7 @@ import hashlib
 import io
 import json
 import tarfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,6 +25,7 @@ from components.core.contracts import WindowDocument
 from components.core.errors import ConfigurationError, IntegrityError
 from components.core.storage import KeyMissing, ObjectStore, get_json, sha256_hex, to_json
 
+RANGED_READS = 64  # up to this many images of a shard are read one by one, more by reading the shard
 Status = Literal["ok", "unreadable", "duplicate", "conflicting"]
 Split = Literal["train", "holdout", "none"]
 
@@ -210,15 +211,23 @@ class Window:
             by_shard.setdefault(row.shard or "", []).append(row)
         for shard, members in sorted(by_shard.items()):
             try:
-                data = self.store.get(self._key(shard))
+                whole = self.store.get(self._key(shard)) if len(members) > RANGED_READS else None
             except KeyMissing as error:
                 raise self._broken(shard, "is missing") from error
             for row in members:
-                start = row.offset or 0
-                image = data[start : start + row.bytes]
+                image = self._cut(shard, row, whole)
                 if sha256_hex(image) != row.sha256:
                     raise self._broken(shard, f"holds other bytes for image {row.sha256[:12]} ({row.source})")
                 yield row, image
+
+    def _cut(self, shard: str, row: ImageRow, whole: bytes | None) -> bytes:
+        start = row.offset or 0
+        if whole is not None:
+            return whole[start : start + row.bytes]
+        try:
+            return self.store.get(self._key(shard), offset=start, length=row.bytes)
+        except KeyMissing as error:
+            raise self._broken(shard, "is missing") from error
 
     def _checked(self, name: str) -> bytes:
         try:
@@ -238,6 +247,31 @@ class Window:
             expected="the bytes that were ingested",
             next_command=f"restore it from a backup, or remove the window and ingest {self.document.source} again",
         )
+
+
+def select_rows(window: Window, split: Split | None, earlier: Sequence[Window]) -> list[ImageRow]:
+    """Usable rows of a window that are new in it and stand on the side they have always stood on.
+
+    The split goes by content, but an image can come again under another group, and a configured fraction can change.
+    What a window before this one holds stays where it was: such rows, and groups that would change sides, are left out.
+
+    Args:
+        window: The window to read.
+        split: Side of the split, or None for both.
+        earlier: Windows that came before it.
+    """
+    seen: set[str] = set()
+    sides: dict[str, Split] = {}
+    for past in earlier:
+        for row in past.rows():
+            seen.add(row.sha256)
+            if row.group:
+                sides.setdefault(row.group, row.split)
+    return [
+        row
+        for row in window.rows(split)
+        if row.sha256 not in seen and (row.group is None or sides.get(row.group, row.split) == row.split)
+    ]
 
 
 def _shards(rows: list[ImageRow], shard_bytes: int) -> Iterator[list[ImageRow]]:

@@ -11,19 +11,20 @@ from components.core.contracts import Action, Decision, DriftReport, Rung, Valid
 
 @dataclass(frozen=True, kw_only=True)
 class Evidence:
-    """All that the policy looks at. Rows are training rows; `images_per_second` None where no run has measured it."""
+    """All that the policy looks at. Rows are training rows; `old_windows` are the champion's but the current one;
+    `images_per_second` by strategy, over all passes, where a run has measured it."""
 
     validation: ValidationReport
     drift: DriftReport
     champion: str | None
     champion_classes: tuple[str, ...]
-    window: str
-    trained_windows: tuple[str, ...]
+    old_windows: tuple[str, ...]
+    already_trained: bool
     window_classes: Mapping[str, int]
     old_rows: int
     new_rows: int
     forced: StrategyName | None
-    images_per_second: float | None
+    images_per_second: Mapping[StrategyName, float]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +41,7 @@ Rule = Callable[[Evidence, DecisionConfig], Choice | None]
 
 def already_trained(evidence: Evidence, config: DecisionConfig) -> Choice | None:
     """The champion knows this window: a run that was cut off after its promotion, or a repeated event."""
-    if evidence.window not in evidence.trained_windows:
+    if not evidence.already_trained:
         return None
     return Choice(action="skip", sentence="The champion was trained on this window already.")
 
@@ -92,7 +93,10 @@ def large_drop(evidence: Evidence, config: DecisionConfig) -> Choice | None:
     return Choice(
         action="train",
         first="retrain",
-        sentence=f"The champion lost {drop:.1%} accuracy, at least {config.retrain_at_drop:.0%}: start afresh.",
+        sentence=(
+            f"The champion lost {_points(drop)} points of accuracy, at least {_points(config.retrain_at_drop)}: "
+            "start afresh."
+        ),
     )
 
 
@@ -116,8 +120,8 @@ def measurable_drop(evidence: Evidence, config: DecisionConfig) -> Choice | None
     return Choice(
         action="train",
         sentence=(
-            f"The champion lost {drop:.1%} accuracy (95 % interval {interval.lower:.1%} to {interval.upper:.1%}), "
-            f"at least {config.fine_tune_at_drop:.0%}."
+            f"The champion lost {_points(drop)} points of accuracy (95 % interval {_points(interval.lower)} to "
+            f"{_points(interval.upper)}), at least {_points(config.fine_tune_at_drop)}."
         ),
     )
 
@@ -128,11 +132,14 @@ def nothing_to_gain(evidence: Evidence, config: DecisionConfig) -> Choice:
     if drift.p_value is None or drift.accuracy_drop is None or drift.accuracy_drop_interval is None:
         why = "too few images of classes that the champion knows"
         return Choice(action="skip", sentence=f"Nothing to gain that could be measured: {why}.")
-    interval = f"95 % interval {drift.accuracy_drop_interval.lower:.1%} to {drift.accuracy_drop_interval.upper:.1%}"
+    bounds = drift.accuracy_drop_interval
+    interval = f"95 % interval {_points(bounds.lower)} to {_points(bounds.upper)}"
     changed = "changed, harmlessly" if drift.drifted else "look the same"
     small = drift.accuracy_drop < config.fine_tune_at_drop
-    why = f"below the threshold of {config.fine_tune_at_drop:.0%}" if small else "which may be chance"
-    sentence = f"Nothing to gain: the images {changed}; a drop of {drift.accuracy_drop:.1%} ({interval}), {why}."
+    why = f"below the threshold of {_points(config.fine_tune_at_drop)}" if small else "which may be chance"
+    sentence = (
+        f"Nothing to gain: the images {changed}; a drop of {_points(drift.accuracy_drop)} points ({interval}), {why}."
+    )
     return Choice(action="skip", sentence=sentence)
 
 
@@ -176,6 +183,7 @@ def decide(
         rungs=tuple(_rung(strategy, evidence, loops[strategy], replay_fraction) for strategy in rungs),
         classes=(*evidence.champion_classes, *sorted(learnable_classes(evidence, config))),
         champion=evidence.champion,
+        old_windows=evidence.old_windows,
     )
 
 
@@ -184,6 +192,11 @@ def learnable_classes(evidence: Evidence, config: DecisionConfig) -> dict[str, i
     least = config.min_new_class_images if evidence.champion else 1
     unknown = {c: n for c, n in evidence.window_classes.items() if c not in evidence.champion_classes}
     return {c: n for c, n in sorted(unknown.items()) if n >= least}
+
+
+def _points(fraction: float) -> str:
+    """A difference of accuracies in points: 0.031 is 3.1."""
+    return f"{100 * fraction:.1f}"
 
 
 def _ladder(first: StrategyName | None, ladder: tuple[StrategyName, ...]) -> Iterator[StrategyName]:
@@ -199,7 +212,7 @@ def _ladder(first: StrategyName | None, ladder: tuple[StrategyName, ...]) -> Ite
 def _rung(strategy: StrategyName, evidence: Evidence, loop: LoopConfig, replay_fraction: float) -> Rung:
     old = evidence.old_rows if strategy == "retrain" else round(replay_fraction * evidence.old_rows)
     rows = old + evidence.new_rows
-    speed = evidence.images_per_second
+    speed = evidence.images_per_second.get(strategy)
     return Rung(
         strategy=strategy,
         hyperparameters=loop,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 
-from components.core.config import Config, LoopConfig, StrategyName, check_strategy
-from components.core.contracts import Decision, DriftReport, LedgerRecord, Lineage, TrainingSummary, ValidationReport
+from components.core.config import MAX_RUNGS, Config, LoopConfig, StrategyName, check_strategy
+from components.core.contracts import Decision, DriftReport, Lineage, TrainingSummary, ValidationReport
 from components.core.registry import Registry
 from components.core.runs import Run, open_run, perform
 from components.core.windows import Window
@@ -32,32 +32,33 @@ def _decide(record: Run, window: str) -> Decision:
 def _evidence(record: Run, config: Config, window: str) -> Evidence:
     drift = record.need("detect_drift", DriftReport)
     registry = Registry(record.store, config.model)
-    champion = registry.champion()
     # The report speaks of the champion it was made with; the plan must not mix two.
     version = drift.champion
     lineage = Lineage.model_validate_json(registry.read_file(version, "lineage.json")) if version else None
     classes = json.loads(registry.read_file(version, "model.json"))["classes"] if version else ()
-    past = lineage.windows if lineage else ()
+    trained = lineage.windows if lineage else ()
+    past = tuple(w for w in trained if w != window)
     document = Window.open(record.store, config.dataset, window).document
     return Evidence(
         validation=record.need("validate", ValidationReport),
         drift=drift,
         champion=version,
         champion_classes=tuple(classes),
-        window=window,
-        trained_windows=past,
+        old_windows=past,
+        already_trained=window in trained,
         window_classes=document.class_counts,
         old_rows=sum(Window.open(record.store, config.dataset, w).document.train_rows for w in past),
         new_rows=document.train_rows,
         forced=check_strategy(record.parameters.strategy),
-        images_per_second=_measured_speed(record, champion),
+        images_per_second=_measured_speeds(record, registry, version),
     )
 
 
-def _measured_speed(record: Run, champion: LedgerRecord | None) -> float | None:
-    """Training speed of the run that made the champion: what one more pass is likely to take."""
-    if champion is None or champion.run_id is None:
-        return None
-    maker = Run(record.store, champion.run_id)
-    speeds = [s.images_per_second for n in (3, 2, 1) if (s := maker.read(f"train-{n}", TrainingSummary))]
-    return speeds[0] if speeds else None
+def _measured_speeds(record: Run, registry: Registry, version: str | None) -> dict[StrategyName, float]:
+    """Training speeds of the run that made the champion, by strategy: what one more pass is likely to take."""
+    promotion = registry.champion()
+    if promotion is None or promotion.version != version or promotion.run_id is None:
+        return {}
+    maker = Run(record.store, promotion.run_id)
+    attempts = [maker.read(f"train-{rung}", TrainingSummary) for rung in range(1, MAX_RUNGS + 1)]
+    return {attempt.strategy: attempt.images_per_second for attempt in attempts if attempt}

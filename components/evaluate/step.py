@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from components.core.contracts import Decision, Evaluation, HoldoutScores, Lineage
+from components.core.contracts import Decision, Evaluation, HoldoutScores
 from components.core.datasets import load_images
 from components.core.models import Classifier, best_device, load_classifier
 from components.core.registry import Registry
@@ -23,30 +23,30 @@ def run(config_path: str, run_id: str, window: str, challenger: str, rung: int) 
 
 
 def _evaluate(record: Run, window_id: str, version: str) -> Evaluation:
-    config = record.config
+    config, decision = record.config, record.need("decide", Decision)
     registry = Registry(record.store, config.model)
-    champion_version = record.need("decide", Decision).champion
     challenger = load_classifier(registry, version)
-    champion = load_classifier(registry, champion_version) if champion_version else None
-    old_windows: Sequence[str] = ()
-    if champion_version:
-        lineage = Lineage.model_validate_json(registry.read_file(champion_version, "lineage.json"))
-        old_windows = [w for w in lineage.windows if w != window_id]
+    champion = load_classifier(registry, decision.champion) if decision.champion else None
+    old = [Window.open(record.store, config.dataset, w) for w in decision.old_windows]
+    new = Window.open(record.store, config.dataset, window_id)
 
-    def score(windows: Sequence[str]) -> HoldoutScores:
-        opened = [Window.open(record.store, config.dataset, w) for w in windows]
-        return _score(opened, champion, challenger, config.evaluation.batch_size)
+    def score(windows: Sequence[Window], earlier: Sequence[Window]) -> HoldoutScores:
+        return _score(windows, earlier, champion, challenger, config.evaluation.batch_size)
 
     return Evaluation(
-        champion=champion_version,
+        champion=decision.champion,
         challenger=version,
-        old=score(old_windows) if champion_version else None,
-        new=score([window_id]),
+        old=score(old, ()) if old else None,
+        new=score([new], old),
     )
 
 
 def _score(
-    windows: list[Window], champion: Classifier | None, challenger: Classifier, batch_size: int
+    windows: Sequence[Window],
+    earlier: Sequence[Window],
+    champion: Classifier | None,
+    challenger: Classifier,
+    batch_size: int,
 ) -> HoldoutScores:
     classes = challenger.spec.classes
     answers: list[Tensor | None] = []
@@ -55,7 +55,7 @@ def _score(
         if model is None:
             answers.append(None)
             continue
-        images = load_images(windows, "holdout", model.spec, classes)  # each model sees its own input size
+        images = load_images(windows, "holdout", model.spec, classes, earlier)  # each model sees its own input size
         known = images.subset(images.labels >= 0)
         labels = known.labels
         answers.append(answer(model, known.images, batch_size))

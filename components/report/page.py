@@ -43,7 +43,7 @@ def render_page(runs: Sequence[Run]) -> str:
 
 def _section(run: Run) -> RunSection:
     steps = read_steps(run)
-    report = summarise(run)
+    report = run.read("report", RunReport) or summarise(run, ended=False)
     documents: dict[str, StepDocument] = {step: record.document for step, record in steps.items()}
     validation, drift = documents.get("validate"), documents.get("detect_drift")
     set_aside: dict[str, list[str]] = {}

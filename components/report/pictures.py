@@ -14,6 +14,7 @@ from components.core.pixels import eight_bits
 from components.core.windows import ImageRow, Window
 
 THUMBNAIL_PIXELS = 96
+MOST_CLASSES = 40  # the page is one file: 40 classes of 16 pictures are a few megabytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,22 +27,29 @@ class ClassPictures:
 
 
 def compare_classes(known: Sequence[Window], arrived: Window, images_per_class: int) -> list[ClassPictures]:
-    """Pick the first images of each class by digest (arbitrary, but the same every time)."""
-    left = _thumbnails(known, images_per_class)
-    right = _thumbnails([arrived], images_per_class)
+    """Pick the first images of each class by digest (arbitrary, but the same every time).
+
+    At most `MOST_CLASSES` classes are shown: those the champion does not know, then the largest of the new window.
+    """
+    sizes = arrived.document.class_counts
+    familiar = {label for window in known for label in window.document.class_counts}
+    shown = sorted({*familiar, *sizes}, key=lambda label: (label in familiar, -sizes.get(label, 0), label))[
+        :MOST_CLASSES
+    ]
+    left = _thumbnails(known, set(shown), images_per_class)
+    right = _thumbnails([arrived], set(shown), images_per_class)
     return [
-        ClassPictures(label=label, known=left.get(label, []), arrived=right.get(label, []))
-        for label in sorted({*left, *right})
+        ClassPictures(label=label, known=left.get(label, []), arrived=right.get(label, [])) for label in sorted(shown)
     ]
 
 
-def _thumbnails(windows: Sequence[Window], images_per_class: int) -> dict[str, list[str]]:
+def _thumbnails(windows: Sequence[Window], labels: set[str], images_per_class: int) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for window in windows:
         wanted: list[ImageRow] = []
         counts = {label: len(uris) for label, uris in found.items()}
         for row in window.rows():
-            if counts.get(row.label, 0) < images_per_class:
+            if row.label in labels and counts.get(row.label, 0) < images_per_class:
                 counts[row.label] = counts.get(row.label, 0) + 1
                 wanted.append(row)
         for row, data in window.images(wanted):
@@ -74,7 +82,8 @@ def accuracy_chart(reports: Sequence[RunReport]) -> str:
     }
     axes = figure.subplots()
     for offset, (key, (marker, colour, label)) in zip((-0.15, -0.05, 0.05, 0.15), styles.items(), strict=True):
-        points = [(i + offset, 100 * r.accuracy[key]) for i, r in enumerate(reports) if key in r.accuracy]
+        values = [getattr(r.accuracy, key) for r in reports]
+        points = [(i + offset, 100 * value) for i, value in enumerate(values) if value is not None]
         axes.plot(*zip(*points, strict=True) if points else ([], []), marker, color=colour, label=label)
     axes.set_xticks(range(len(reports)), [f"{r.outcome}\n{(r.window or '')[:8]}" for r in reports], fontsize=8)
     axes.set_xlim(-0.5, max(1, len(reports)) - 0.5)

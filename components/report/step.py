@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import logging
+import time
+from datetime import UTC, datetime
+from html import escape
 
 from prometheus_client import CollectorRegistry, generate_latest
 
 from components.core.contracts import RunReport
+from components.core.errors import RetrainError
 from components.core.metrics import RunMetrics
-from components.core.runs import Run, open_run, perform
+from components.core.runs import Run, StepRecord, open_run
 from components.report.summary import summarise
 
 logger = logging.getLogger(__name__)
@@ -26,22 +30,35 @@ def run(config_path: str, run_id: str, state: str) -> tuple[RunReport, str]:
     Returns:
         The report, and the page as HTML.
     """
-    from components.report.page import render_page
-
     record = open_run(config_path, run_id)
-    logger.info("report: the engine says %s", state)
-    report = perform("report", record, RunReport, lambda: _report(record))
-    page = render_page([record])
+    logger.info("report: the engine says %s (run %s)", state, run_id)
+    started, clock = datetime.now(UTC), time.monotonic()
+    report = summarise(record, ended=True)
+    page = _page(record, report)
     record.store.put(record.key("report.html"), page.encode())
+    seconds = time.monotonic() - clock
+    # Derived from the other records: a run that is retried from the UI is told anew.
+    record.replace(StepRecord(step="report", started=started, seconds=seconds, document=report))
+    _tell_metrics(record, report)
+    logger.info("report: %s", report.sentence)
     return report, page
 
 
-def _report(record: Run) -> RunReport:
-    report = summarise(record)
+def _page(record: Run, report: RunReport) -> str:
+    """The page, or the reason why it cannot be drawn: pictures must not fail a run that promoted."""
+    from components.report.page import render_page
+
+    try:
+        return render_page([record])
+    except RetrainError as error:
+        logger.warning("report: the page cannot be drawn: %s", error)
+        return f"<!doctype html><p>{escape(report.sentence)}<p>The page cannot be drawn: {escape(str(error))}"
+
+
+def _tell_metrics(record: Run, report: RunReport) -> None:
     metrics = RunMetrics(CollectorRegistry())
     metrics.observe(report)
     record.store.put(record.key("metrics.prom"), generate_latest(metrics.registry))
     config = record.config.report
     if config.pushgateway:
         metrics.push(config.pushgateway, report.model, config.push_timeout_seconds)
-    return report

@@ -6,10 +6,10 @@ from datetime import UTC, datetime
 
 from components.core.config import MAX_RUNGS
 from components.core.contracts import (
+    Accuracies,
     Decision,
     DriftReport,
     Evaluation,
-    Failure,
     Outcome,
     RunReport,
     StepDocument,
@@ -41,27 +41,23 @@ def read_steps(run: Run) -> dict[str, StepRecord[StepDocument]]:
     return {step: record for step, kind in STEPS.items() if (record := run.record(step, kind))}
 
 
-def read_failures(run: Run) -> list[Failure]:
-    """Every step that filed why it crashed."""
-    prefix = run.key("failure-")
-    names = [listed.key.rpartition("/")[2].removesuffix(".json") for listed in run.store.list_objects(prefix)]
-    return [failure for name in names if (failure := run.read(name, Failure))]
-
-
-def summarise(run: Run) -> RunReport:
+def summarise(run: Run, *, ended: bool) -> RunReport:
     """Tell a run in one row.
 
-    A run without an outcome failed: the reason is the failure that a step filed, or that none was filed (its pod was
-    lost, or the error carried no advice: then the log has it).
+    Args:
+        run: Its records.
+        ended: Whether the engine says that no step will run any more. A run without an outcome then failed: the reason
+            is the failure that a step filed, or that none was (its pod was lost: then the log has it).
     """
     parameters, steps = run.parameters, read_steps(run)
     times = [(r.started, r.seconds) for r in steps.values()]
     started = min((t for t, _ in times), default=datetime.now(UTC))
-    ended = max((t.timestamp() + s for t, s in times), default=started.timestamp())
+    end = max((t.timestamp() + s for t, s in times), default=started.timestamp())
     window, drift = run.read("ingest", WindowDocument), run.read("detect_drift", DriftReport)
     decision, outcome = run.read("decide", Decision), run.read("outcome", Outcome)
     attempts = [n for n in range(1, MAX_RUNGS + 1) if f"train-{n}" in steps]
     last = attempts[-1] if attempts else 0
+    evaluation = run.read(f"evaluate-{last}", Evaluation)
     verdict, trained = run.read(f"gate-{last}", Verdict), run.read(f"train-{last}", TrainingSummary)
     word: str
     if outcome:
@@ -70,9 +66,9 @@ def summarise(run: Run) -> RunReport:
             reason = f"{reason} But: {outcome.reason}"
         before, after = outcome.champion_before, outcome.champion_after
     else:
-        failures = read_failures(run)
-        word = "failed"
-        reason = failures[-1].sentence if failures else "A step crashed or its pod was lost: its log has the reason."
+        failures = [failure for failure in run.failures() if failure.step != "report"]
+        word = "failed" if ended or failures else "unfinished"
+        reason = failures[0].sentence if failures else "No step filed an outcome: it is running, or its pod was lost."
         champion = Registry(run.store, parameters.model).champion()
         before = after = champion.version if champion else None
     return RunReport(
@@ -80,7 +76,7 @@ def summarise(run: Run) -> RunReport:
         model=parameters.model,
         source=parameters.source,
         started=started,
-        seconds=ended - started.timestamp(),
+        seconds=end - started.timestamp(),
         window=window.id if window else None,
         drift=drift.word if drift else None,
         action=decision.action if decision else None,
@@ -91,16 +87,9 @@ def summarise(run: Run) -> RunReport:
         outcome=word,
         champion_before=before,
         champion_after=after,
-        accuracy=_accuracy(run.read(f"evaluate-{last}", Evaluation), drift),
+        accuracy=evaluation.accuracies if evaluation else Accuracies(),
+        reference_accuracy=drift.reference_accuracy if drift else None,
+        window_accuracy=drift.window_accuracy if drift else None,
         attempts=len(attempts),
         step_seconds={step: record.seconds for step, record in steps.items()},
     )
-
-
-def _accuracy(evaluation: Evaluation | None, drift: DriftReport | None) -> dict[str, float]:
-    """Accuracies by role and holdout; where nothing was trained, the champion's on its reference and on the window."""
-    if evaluation:
-        return evaluation.figures
-    if drift is None or drift.reference_accuracy is None or drift.window_accuracy is None:
-        return {}
-    return {"champion_old": drift.reference_accuracy, "champion_new": drift.window_accuracy}

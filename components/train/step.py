@@ -11,6 +11,7 @@ from safetensors.torch import save as save_tensors
 from components.core.config import Config
 from components.core.contracts import Decision, Lineage, Rung, TrainingSummary
 from components.core.datasets import ImageSet, load_images
+from components.core.errors import ConfigurationError
 from components.core.models import (
     Classifier,
     ModelSpec,
@@ -38,39 +39,43 @@ def _train(record: Run, window_id: str, rung: int) -> TrainingSummary:
     plan = decision.rungs[rung - 1]
     registry = Registry(record.store, config.model)
     champion = load_classifier(registry, decision.champion) if decision.champion else None
-    parent = _lineage(registry, decision.champion)
     new_window = Window.open(record.store, config.dataset, window_id)
-    past = [w for w in parent.windows if w != window_id] if parent else []  # asked for again: it is new, not old
-    old_windows = [Window.open(record.store, config.dataset, w) for w in past]
+    old_windows = [Window.open(record.store, config.dataset, w) for w in decision.old_windows]
 
     spec = _spec(config, plan, decision, champion)
     old = _known(load_images(old_windows, "train", spec, spec.classes))
-    new = _known(load_images([new_window], "train", spec, spec.classes))
+    new = _known(load_images([new_window], "train", spec, spec.classes, earlier=old_windows))
     if champion is None or plan.strategy == "retrain":
-        spec = _normalised(spec, torch.cat([old.images, new.images]))
+        spec = _normalised(spec, [old.images, new.images])
     device = best_device()
     if config.training.cpu_threads:
         torch.set_num_threads(config.training.cpu_threads)
     started = time.monotonic()
-    trained = STRATEGIES[plan.strategy](
-        Task(
-            spec=spec,
-            champion=champion,
-            old=old,
-            new=new,
-            loop=plan.hyperparameters,
-            head_loop=config.training.head_only,
-            batch_size=config.training.batch_size,
-            replay_fraction=config.training.replay_fraction,
-            generator=torch.Generator().manual_seed(config.training.seed),
-            device=device,
-        ),
+    task = Task(
+        spec=spec,
+        champion=champion,
+        old=old,
+        new=new,
+        loop=plan.hyperparameters,
+        head_loop=config.training.head_only,
+        batch_size=config.training.batch_size,
+        replay_fraction=config.training.replay_fraction,
+        generator=torch.Generator().manual_seed(config.training.seed),
+        device=device,
     )
+    try:
+        trained = STRATEGIES[plan.strategy](task)
+    except FloatingPointError as error:
+        raise ConfigurationError(
+            f"training diverged: {error}",
+            expected="a finite loss",
+            next_command=f"lower training.{plan.strategy.replace('-', '_')}.learning_rate",
+        ) from error
     seconds = time.monotonic() - started
 
     lineage = Lineage(
         parent=decision.champion,
-        windows=(*past, window_id),
+        windows=(*decision.old_windows, window_id),
         strategy=plan.strategy,
         hyperparameters=plan.hyperparameters,
         seed=config.training.seed,
@@ -97,10 +102,6 @@ def _train(record: Run, window_id: str, rung: int) -> TrainingSummary:
     )
 
 
-def _lineage(registry: Registry, version: str | None) -> Lineage | None:
-    return Lineage.model_validate_json(registry.read_file(version, "lineage.json")) if version else None
-
-
 def _spec(config: Config, plan: Rung, decision: Decision, champion: Classifier | None) -> ModelSpec:
     """What the challenger looks like: the champion's shape when it is updated, the configured one when it is fresh."""
     if champion is not None and plan.strategy != "retrain":
@@ -110,14 +111,22 @@ def _spec(config: Config, plan: Rung, decision: Decision, champion: Classifier |
         classes=decision.classes,
         image_size=config.training.image_size,
         channels=config.training.channels,
-        mean=0.5,
-        std=0.5,
+        mean=(0.5,) * config.training.channels,
+        std=(0.5,) * config.training.channels,
     )
 
 
-def _normalised(spec: ModelSpec, images: torch.Tensor) -> ModelSpec:
-    values = images.float() / 255.0
-    return spec.model_copy(update={"mean": float(values.mean()), "std": max(float(values.std()), 1e-3)})
+def _normalised(spec: ModelSpec, sets: list[torch.Tensor]) -> ModelSpec:
+    """Mean and standard deviation of each channel, from histograms of the 256 values: no copy of the images is made."""
+    counts = torch.zeros(spec.channels, 256, dtype=torch.float64)
+    for images in sets:
+        for batch in images.split(1024):
+            for channel in range(spec.channels):
+                counts[channel] += torch.bincount(batch[:, channel].flatten(), minlength=256)
+    values, weights = torch.arange(256) / 255.0, counts / counts.sum(dim=1, keepdim=True)
+    mean = (weights * values).sum(dim=1)
+    std = (weights * (values - mean[:, None]).square()).sum(dim=1).sqrt().clamp(min=1e-3)
+    return spec.model_copy(update={"mean": tuple(mean.tolist()), "std": tuple(std.tolist())})
 
 
 def _known(images: ImageSet) -> ImageSet:
