@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 from pathlib import Path
@@ -46,7 +47,7 @@ def ingest(source: Source, config: ConfigPath = DEFAULT_CONFIG, as_json: AsJson 
     logs.configure()
     settings = load_config(config)
     store = open_store(settings.store)
-    store.check_reachable()
+    store.check_reachable(write=True)
     window = make_window(store, settings, source)
     _show(window.model_dump(mode="json"), window.sentence, as_json)
 
@@ -119,8 +120,16 @@ def config_(
 
 def main() -> None:
     """Entry point. Exit codes: 0 done (a rejected challenger too), 1 a run failed, 2 a usage or configuration error."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal without UTF-8 gets question marks, not a traceback
     try:
         app()
+    except OSError as error:
+        typer.echo(f"error\n  found:    {error}", err=True)
+        typer.echo("  expected: files and folders that exist and that you may read and write", err=True)
+        typer.echo("  next:     check the path and its rights, then run again", err=True)
+        sys.exit(2)
     except RetrainError as error:
         typer.secho("error", fg="red", bold=True, err=True)
         typer.echo(

@@ -46,13 +46,16 @@ def run_demo(folder: Path, *, as_json: bool) -> None:
     Raises:
         ConfigurationError: The folder holds something that is not a demo's.
     """
-    if folder.exists() and not (folder / MARKER).exists() and (folder.is_file() or any(folder.iterdir())):
+    taken = folder.is_symlink() or folder.is_file() or folder.resolve() == Path.cwd()
+    foreign = folder.is_dir() and any(folder.iterdir()) and not (folder / MARKER).exists()
+    if taken or foreign:
         raise ConfigurationError(
-            f"{folder} is not empty and not from an earlier demo",
+            f"{folder} is not a folder of an earlier demo",
             expected="a folder that may be made anew",
             next_command="retrain demo --folder OTHER",
         )
-    shutil.rmtree(folder, ignore_errors=True)
+    if folder.exists():
+        shutil.rmtree(folder)
     folder.mkdir(parents=True)
     (folder / MARKER).touch()
     config = folder / "retrain.yaml"

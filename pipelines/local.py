@@ -11,6 +11,7 @@ import io
 import logging
 import os
 import re
+import shutil
 import sys
 import tempfile
 import time
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import TextIO
 
 from components.core.config import Config, check_strategy, load_config
-from components.core.contracts import RunReport
+from components.core.contracts import Lineage, RunReport
 from components.core.errors import ConfigurationError, RunFailed
 from components.core.registry import Registry
 from components.core.runs import Run
@@ -46,7 +47,7 @@ def check_inputs(config: Config, source: str, strategy: str) -> None:
     """
     check_strategy(strategy)
     store = open_store(config.store)
-    store.check_reachable()
+    store.check_reachable(write=True)
     if names_window(source):
         Window.open(store, config.dataset, source)
     else:
@@ -54,6 +55,13 @@ def check_inputs(config: Config, source: str, strategy: str) -> None:
     registry = Registry(store, config.model)
     if champion := registry.champion():
         registry.verify_version(champion.version)
+        lineage = Lineage.model_validate_json(registry.read_file(champion.version, "lineage.json"))
+        for window in lineage.windows:
+            Window.open(store, config.dataset, window)
+    if config.training.architecture != "small-cnn":
+        from components.core.models import check_architecture
+
+        check_architecture(config.training)
 
 
 def run_pipeline(
@@ -66,7 +74,7 @@ def run_pipeline(
         source: Folder of class folders, or the id of a window.
         strategy: auto, or one that is forced.
         say: Called with each line that people want to see.
-        log_folder: Where the whole output of the runner is kept; a temporary folder by default.
+        log_folder: Where the whole output of the runner is kept; by default it is kept only of a run that fails.
 
     Raises:
         ConfigurationError, SourceError, IntegrityError: See `check_inputs`; the store is as it was.
@@ -77,6 +85,7 @@ def run_pipeline(
     if not names_window(source):
         source = str(Path(source).absolute())
     arguments = {"source": source, "config": str(config_path.absolute()), "strategy": strategy}
+    temporary = log_folder is None
     log_folder = log_folder or Path(tempfile.mkdtemp(prefix="retrain-log-"))
     log_folder.mkdir(parents=True, exist_ok=True)
     with (log_folder / LOG_NAME).open("a") as log:
@@ -92,6 +101,8 @@ def run_pipeline(
     run = Run(open_store(config.store), output.run_id) if output.run_id else None
     report = run.read("report", RunReport) if run else None
     if error is None and report is not None and report.outcome != "failed":
+        if temporary:
+            shutil.rmtree(log_folder)
         return report
     failures = run.failures() if run else []
     failure = RunFailed(
@@ -165,10 +176,10 @@ def _execute(arguments: dict[str, str], output: RunnerOutput) -> RuntimeError | 
         from pipelines.client import compile_pipeline
 
         for name, value in {**arguments, "temporary folder": folder}.items():
-            if "python3" in value:
+            if "python3" in value or "{{" in value:
                 raise ConfigurationError(
                     f"{name} is {value!r}",
-                    expected="a path without 'python3' in it: KFP's local runner replaces that word by its interpreter",
+                    expected="a path without 'python3' or '{{' in it: KFP's local runner replaces those",
                     next_command="move or rename the folder (or set TMPDIR)",
                 )
         compiled = compile_pipeline(Path(folder, "retrain.yaml"))

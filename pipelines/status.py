@@ -13,11 +13,12 @@ from rich.markup import escape
 from rich.table import Table
 
 from components.core.config import Config, load_config
-from components.core.contracts import RunReport
+from components.core.contracts import Lineage, Outcome, RunReport
 from components.core.errors import ConfigurationError, IntegrityError
 from components.core.registry import Registry
 from components.core.runs import Run, list_runs
 from components.core.storage import ObjectStore, open_store
+from components.core.windows import Window
 
 logger = logging.getLogger(__name__)
 
@@ -27,9 +28,10 @@ def print_status(config_path: Path, *, as_json: bool) -> None:
     config, store = _open(config_path)
     records = Registry(store, config.model).ledger()
     champion = Registry(store, config.model).champion()
-    told = [(run.run_id, read_report(run)) for run in model_runs(store, config)]
+    told = [(run, read_report(run)) for run in model_runs(store, config)]
     reports = [report for _, report in told if report]
-    unfinished = [run_id for run_id, report in told if report is None]
+    ended = {report.source for report in reports}
+    unfinished = [run.run_id for run, report in told if report is None and run.parameters.source not in ended]
     prefix = f"quarantine/{config.dataset}/"
     quarantined = [o.key.removeprefix(prefix).removesuffix(".json") for o in store.list_objects(prefix)]
     if as_json:
@@ -71,7 +73,7 @@ def print_runs(console: Console, reports: list[RunReport]) -> None:
             r.drift or "–",
             r.strategy or r.action or "–",
             str(r.attempts or "–"),
-            "failed" if r.outcome == "failed" else r.verdict or "–",
+            r.outcome if r.outcome in ("failed", "held") else r.verdict or "–",
             _accuracies(r.accuracy.champion_old, r.accuracy.challenger_old, r.reference_accuracy),
             _accuracies(r.accuracy.champion_new, r.accuracy.challenger_new, r.window_accuracy),
             f"{r.seconds:.0f}",
@@ -113,7 +115,8 @@ def write_report(config_path: Path, output: Path) -> int:
 
 
 def verify_version(config_path: Path, version: str | None) -> str:
-    """Check ledger and files of a version (the champion by default).
+    """Check the ledger (against the run records too), the files of a version (by default the champion's; the start of
+    its id is enough) and the windows it was trained on.
 
     Raises:
         IntegrityError: Names what is not as it was written.
@@ -122,19 +125,32 @@ def verify_version(config_path: Path, version: str | None) -> str:
     config, store = _open(config_path)
     registry = Registry(store, config.model)
     records, champion = registry.ledger(), registry.champion()
+    for run in model_runs(store, config):
+        outcome = run.read("outcome", Outcome)
+        if outcome and outcome.ledger_number and outcome.ledger_digest:
+            registry.check_witness(outcome.ledger_number, outcome.ledger_digest)
     version = version or (champion.version if champion else None)
-    if version is None:
+    matches = [v for v in registry.versions() if version and v.startswith(version)]
+    if len(matches) != 1:
         raise ConfigurationError(
-            f"{config.model} has no champion", expected="a version to check", next_command="retrain run FOLDER"
+            f"{len(matches)} versions that start with {version!r}" if version else f"{config.model} has no champion",
+            expected="one version to check",
+            next_command="retrain status shows the champion; retrain run FOLDER makes one",
         )
-    manifest = registry.verify_version(version)
-    return f"{version}: {len(manifest.files)} files as written; ledger: {len(records)} records, unbroken"
+    manifest = registry.verify_version(matches[0])
+    lineage = Lineage.model_validate_json(registry.read_file(matches[0], "lineage.json"))
+    for window in lineage.windows:
+        Window.open(store, config.dataset, window).verify()
+    return (
+        f"{matches[0]}: {len(manifest.files)} files as written; its {len(lineage.windows)} windows as ingested; "
+        f"ledger: {len(records)} records, unbroken"
+    )
 
 
 def _open(config_path: Path) -> tuple[Config, ObjectStore]:
     config = load_config(config_path)
     store = open_store(config.store)
-    store.check_reachable()
+    store.check_reachable(write=False)
     return config, store
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, cast, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from components.core.errors import ConfigurationError
 
@@ -25,13 +25,13 @@ StrategyName = Literal["head-only", "fine-tune", "retrain"]
 class Section(BaseModel):
     """Base of all sections: frozen, unknown keys refused, the string under a field is its description."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class StoreConfig(Section):
     """Where windows, model versions, the ledger and run records live."""
 
-    uri: str
+    uri: Annotated[str, Field(min_length=1)]
     """A directory (relative to this file) or `s3://bucket/prefix`."""
     endpoint_url: str | None = None
     """Address of an S3-compatible server; none means AWS. Credentials come from boto3's default chain."""
@@ -114,6 +114,14 @@ class DecisionConfig(Section):
 
     ladder: Annotated[tuple[StrategyName, ...], Field(min_length=1, max_length=MAX_RUNGS)] = ("fine-tune", "retrain")
     """Strategies in the order they are tried; the gate climbs when a rung does not pass."""
+
+    @field_validator("ladder")
+    @classmethod
+    def _each_rung_once(cls, ladder: tuple[StrategyName, ...]) -> tuple[StrategyName, ...]:
+        if len(set(ladder)) < len(ladder):
+            raise ValueError("each strategy once")
+        return ladder
+
     fine_tune_at_drop: Fraction = 0.03
     """Accuracy drop on the new window from which training starts."""
     retrain_at_drop: Fraction = 0.5
@@ -246,7 +254,7 @@ def load_config(path: str | Path) -> Config:
             next_command="retrain config > retrain.yaml, then edit store.uri",
         ) from error
     try:
-        raw = yaml.safe_load(text)
+        raw = yaml.load(text, Loader=_UniqueKeys)  # noqa: S506  # a SafeLoader
     except yaml.YAMLError as error:
         raise ConfigurationError(
             f"{path} is not YAML: {error}", expected="key: value lines", next_command=f"mend {path}"
@@ -256,6 +264,17 @@ def load_config(path: str | Path) -> Config:
         return config
     resolved = (path.parent / config.store.uri).resolve()
     return config.model_copy(update={"store": config.store.model_copy(update={"uri": str(resolved)})})
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """Refuses a key that stands twice in a section: the second would win in silence."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"{key!r} stands twice", node.start_mark)
+        return super().construct_mapping(node, deep)
 
 
 def parse_config(raw: object, *, origin: str) -> Config:

@@ -431,12 +431,17 @@ class LedgerRecord(Document):
 
 
 class Outcome(StepDocument):
-    """How a run ended: `promoted`, `skipped`, `quarantined`, `rejected` or `held`, and the champion afterwards."""
+    """How a run ended: `promoted`, `skipped`, `quarantined`, `rejected` or `held`, and the champion afterwards.
+
+    `ledger_number` and `ledger_digest` (SHA-256 of the record's bytes) bear witness to the run's ledger record: the
+    newest record has no follower that names it.
+    """
 
     outcome: Literal["promoted", "skipped", "quarantined", "rejected", "held"]
     champion_before: str | None
     champion_after: str | None
     ledger_number: int | None
+    ledger_digest: str | None = None
     reason: str
 
     @property

@@ -15,6 +15,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
+from components.core.config import TrainingConfig
 from components.core.contracts import Document
 from components.core.errors import ConfigurationError
 from components.core.registry import Registry
@@ -81,9 +82,28 @@ def build_classifier(spec: ModelSpec, generator: torch.Generator) -> Classifier:
         ConfigurationError: There is no such architecture, or it does not end in a linear layer.
     """
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
+        torch.manual_seed(int(torch.randint(2**62, (), generator=generator, device="cpu")))
         body, width = small_cnn(spec.channels) if spec.architecture == "small-cnn" else _torchvision_body(spec)
         return Classifier(spec, body, width)
+
+
+def check_architecture(config: TrainingConfig) -> None:
+    """Build the configured network without memory for its weights, to find out early whether it can be built.
+
+    Raises:
+        ConfigurationError: See `build_classifier`.
+    """
+    grey = (0.5,) * config.channels
+    spec = ModelSpec(
+        architecture=config.architecture,
+        classes=("a", "b"),
+        image_size=config.image_size,
+        channels=config.channels,
+        mean=grey,
+        std=grey,
+    )
+    with torch.device("meta"):
+        build_classifier(spec, torch.Generator().manual_seed(0))
 
 
 def grow_head(model: Classifier, classes: Iterable[str], generator: torch.Generator) -> Classifier:

@@ -97,6 +97,25 @@ class Registry:
         """
         return [record for record, _ in self._backwards()][::-1]
 
+    def check_witness(self, number: int, digest: str) -> None:
+        """Compare a ledger record with what the run that wrote it remembers.
+
+        Raises:
+            IntegrityError: The record is gone, or its bytes are others.
+        """
+        try:
+            found = sha256_hex(self.store.get(self._record_key(number)))
+        except KeyMissing as error:
+            raise self._broken_ledger(f"record {number}, which a run has written, is gone") from error
+        if found != digest:
+            raise self._broken_ledger(f"record {number} is not the one that its run has written")
+
+    def versions(self) -> list[str]:
+        """Ids of all versions whose files are complete."""
+        prefix = f"models/{self.model}/versions/"
+        keys = [o.key for o in self.store.list_objects(prefix) if o.key.endswith("/manifest.json")]
+        return [key.removeprefix(prefix).partition("/")[0] for key in keys]
+
     def champion(self) -> LedgerRecord | None:
         """The record that made the present champion, or None before the first promotion.
 

@@ -99,8 +99,11 @@ class ObjectStore(Protocol):
     def delete(self, key: str) -> None:
         """Remove an object; removing a missing one is no error."""
 
-    def check_reachable(self) -> None:
+    def check_reachable(self, *, write: bool) -> None:
         """Prove that the store answers, without changing it.
+
+        Args:
+            write: Whether it must be writable too, as far as that can be told without writing.
 
         Raises:
             StoreUnreachable: No answer, no permission, or nothing there.
@@ -247,13 +250,14 @@ class DirectoryStore:
         with suppress(FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError):
             self._path(key).unlink()
 
-    def check_reachable(self) -> None:
+    def check_reachable(self, *, write: bool) -> None:
         folder = self.root if self.root.exists() else self.root.parent
-        if not (folder.is_dir() and os.access(folder, os.R_OK | os.W_OK | os.X_OK)):
+        rights = os.R_OK | os.X_OK | (os.W_OK if write else 0)
+        if not (folder.is_dir() and os.access(folder, rights)):
             raise StoreUnreachable(
-                f"no writable directory at {folder}",
-                expected="store.uri to name a directory whose parent exists",
-                next_command=f"mkdir -p {folder}, or mend store.uri in the configuration",
+                f"no {'writable' if write else 'readable'} directory at {folder}",
+                expected="store.uri to name a directory whose parent exists, with the rights to use it",
+                next_command=f"ls -ld {folder}; mend store.uri or the rights, or mkdir -p {folder}",
             )
 
     def _path(self, key: str) -> Path:
@@ -265,7 +269,7 @@ class DirectoryStore:
         target = self._path(key)
         temporary = self.root / ".tmp"
         if not self.root.exists():
-            self.check_reachable()
+            self.check_reachable(write=True)
         try:
             temporary.mkdir(parents=True, exist_ok=True)
             self._make_folder(target.parent)
@@ -439,7 +443,7 @@ class S3Store:
         with self._errors(key):
             self._client.delete_object(**self._at(key))
 
-    def check_reachable(self) -> None:
+    def check_reachable(self, *, write: bool) -> None:
         next(self.list_objects(), None)
 
     def _at(self, key: str) -> dict[str, str]:

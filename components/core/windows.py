@@ -196,6 +196,15 @@ class Window:
         """The Parquet file itself, checked."""
         return self._checked(self.document.manifest)
 
+    def verify(self) -> None:
+        """Read every file of the window and compare it with its digest.
+
+        Raises:
+            IntegrityError: Names the first file that is not what was ingested.
+        """
+        for name in self.document.files:
+            self._checked(name)
+
     def rows(self, split: Split | None = None) -> list[ImageRow]:
         """Usable rows, of one side of the split or of both."""
         return [r for r in self.manifest() if r.status == "ok" and split in (None, r.split)]

@@ -66,6 +66,8 @@ def no_champion(evidence: Evidence, config: DecisionConfig) -> Choice | None:
     """The first model has nothing to start from."""
     if evidence.champion is not None:
         return None
+    if len(learnable_classes(evidence, config)) < 2:
+        return Choice(action="skip", sentence="There is no champion yet, and a first one needs two classes at least.")
     return Choice(action="train", first="retrain", sentence="There is no champion yet: train the first one.")
 
 

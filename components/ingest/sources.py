@@ -75,7 +75,7 @@ def list_images(source: Path, config: IngestConfig) -> list[SourceImage]:
             raise SourceError(
                 f"{path} is no image: it starts with {head!r}",
                 expected="JPEG, PNG, GIF, BMP, WebP or TIFF",
-                next_command=f"remove it, or add '*{path.suffix}' to ingest.ignore",
+                next_command=f"remove it, or add {path.name!r} to ingest.ignore",
             )
         match = group_of.search(name) if group_of else None
         images.append(SourceImage(path=path, name=name, label=label, group=match[1] if match else None))

@@ -6,7 +6,7 @@ from components.core.contracts import Decision, LedgerKind, LedgerRecord, Outcom
 from components.core.errors import RunFailed
 from components.core.registry import LostRace, Registry
 from components.core.runs import Run, open_run, perform
-from components.core.storage import to_json
+from components.core.storage import sha256_hex, to_json
 
 ACTOR = "pipeline"
 
@@ -49,6 +49,7 @@ def _promote(record: Run, window: str, challenger: str, rung: int) -> Outcome:
         champion_before=verdict.champion,
         champion_after=challenger,
         ledger_number=entry.number,
+        ledger_digest=sha256_hex(to_json(entry)),
         reason=verdict.findings,
     )
 
@@ -95,16 +96,19 @@ def _turn_down(record: Run, window: str, rung: int) -> Outcome:
     verdict = record.need(f"gate-{rung}", Verdict)
     registry = Registry(record.store, record.config.model)
     kind: LedgerKind = "rejection" if verdict.verdict == "reject" else "hold"
+    number: int | None
+    digest: str | None
     try:
-        number: int | None = _append(registry, record, kind, window, verdict).number
-        champion = verdict.champion
+        entry = _append(registry, record, kind, window, verdict)
+        number, digest, champion = entry.number, sha256_hex(to_json(entry)), verdict.champion
     except LostRace as race:  # the verdict stands for the champion it was made against; the ledger has moved on
-        number, champion = None, race.champion
+        number, digest, champion = None, None, race.champion
     return Outcome(
         outcome="rejected" if kind == "rejection" else "held",
         champion_before=verdict.champion,
         champion_after=champion,
         ledger_number=number,
+        ledger_digest=digest,
         reason=verdict.findings,
     )
 

@@ -10,6 +10,7 @@ from markupsafe import Markup
 
 from components.core.config import Config
 from components.core.contracts import DriftReport, Lineage, RunReport, StepDocument, ValidationReport, Verdict
+from components.core.errors import RetrainError
 from components.core.registry import Registry
 from components.core.runs import Run
 from components.core.windows import Window
@@ -28,6 +29,7 @@ class RunSection:
     verdicts: list[Verdict]
     set_aside: dict[str, list[str]]
     pictures: list[ClassPictures]
+    unavailable: str | None
 
 
 def render_page(runs: Sequence[Run]) -> str:
@@ -48,13 +50,17 @@ def _section(run: Run) -> RunSection:
     validation, drift = documents.get("validate"), documents.get("detect_drift")
     set_aside: dict[str, list[str]] = {}
     pictures: list[ClassPictures] = []
-    if report.window:
-        config = run.config
-        window = Window.open(run.store, config.dataset, report.window)
-        for row in window.manifest():
-            if row.status != "ok":
-                set_aside.setdefault(row.status, []).append(row.source)
-        pictures = compare_classes(_known_windows(run, config, report), window, config.report.example_images)
+    unavailable = None
+    try:
+        if report.window:
+            config = run.config
+            window = Window.open(run.store, config.dataset, report.window)
+            for row in window.manifest():
+                if row.status != "ok":
+                    set_aside.setdefault(row.status, []).append(row.source)
+            pictures = compare_classes(_known_windows(run, config, report), window, config.report.example_images)
+    except RetrainError as error:  # a window that was removed or damaged since: the rest of the page still tells
+        unavailable = str(error)
     return RunSection(
         report=report,
         sentences=[(step, record.seconds, record.document.sentence) for step, record in steps.items()],
@@ -63,6 +69,7 @@ def _section(run: Run) -> RunSection:
         verdicts=[document for document in documents.values() if isinstance(document, Verdict)],
         set_aside=set_aside,
         pictures=pictures,
+        unavailable=unavailable,
     )
 
 

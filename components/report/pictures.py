@@ -60,7 +60,7 @@ def _thumbnails(windows: Sequence[Window], labels: set[str], images_per_class: i
 def thumbnail(data: bytes) -> str:
     """An image as a small PNG data URI."""
     with Image.open(io.BytesIO(data)) as image:
-        small = eight_bits(image, "L" if image.mode in ("L", "1") or image.mode.startswith("I") else "RGB")
+        small = eight_bits(image, "RGB")
         small.thumbnail((THUMBNAIL_PIXELS, THUMBNAIL_PIXELS))
     buffer = io.BytesIO()
     small.save(buffer, format="PNG")

@@ -368,19 +368,19 @@ def test_objects_that_vanish_during_a_listing_do_not_break_it(store: ObjectStore
 
 
 def test_store_that_answers_is_reachable_and_unchanged(store: ObjectStore) -> None:
-    store.check_reachable()
+    store.check_reachable(write=True)
     assert keys(store) == []
 
 
 def test_check_changes_nothing_in_a_directory(tmp_path: Path) -> None:
-    DirectoryStore(tmp_path / "store").check_reachable()
+    DirectoryStore(tmp_path / "store").check_reachable(write=True)
     assert list(tmp_path.iterdir()) == []
 
 
 @on(*S3)
 def test_missing_bucket_is_unreachable(backend: Backend) -> None:
     with pytest.raises(StoreUnreachable, match="no-such-bucket"):
-        backend.open(uri="s3://no-such-bucket/x").check_reachable()
+        backend.open(uri="s3://no-such-bucket/x").check_reachable(write=True)
 
 
 @on(*S3)
@@ -394,7 +394,7 @@ def test_wrong_credentials_are_unreachable(
     monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)
     store = backend.open()
     with pytest.raises(StoreUnreachable, match="credentials"):
-        store.check_reachable()
+        store.check_reachable(write=True)
     uses: list[Callable[[], object]] = [lambda: store.get("k"), lambda: store.put_new("k", b"2")]
     if not (backend.name == "versitygw" and "AWS_ACCESS_KEY_ID" in wrong):  # its HEAD answers 404 to an unknown key id
         uses.append(lambda: store.head("k"))
@@ -409,13 +409,13 @@ def test_no_credentials_are_unreachable(backend: Backend, monkeypatch: pytest.Mo
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)
     with pytest.raises(StoreUnreachable, match="credentials"):
-        backend.open().check_reachable()
+        backend.open().check_reachable(write=True)
 
 
 @pytest.mark.parametrize(
     "use",
     [
-        lambda store: store.check_reachable(),
+        lambda store: store.check_reachable(write=True),
         lambda store: store.get("k"),
         lambda store: store.head("k"),
         lambda store: store.put("k", b"1"),
@@ -434,7 +434,7 @@ def test_refused_port_is_unreachable(use: Callable[[ObjectStore], object], nobod
 def test_directory_without_a_parent_is_unreachable_and_not_made(tmp_path: Path) -> None:
     store = DirectoryStore(tmp_path / "typing-error" / "store")
     with pytest.raises(StoreUnreachable, match="typing-error"):
-        store.check_reachable()
+        store.check_reachable(write=True)
     with pytest.raises(StoreUnreachable, match="typing-error"):
         store.put("k", b"1")
     assert list(tmp_path.iterdir()) == []
@@ -443,7 +443,7 @@ def test_directory_without_a_parent_is_unreachable_and_not_made(tmp_path: Path) 
 def test_file_in_place_of_the_directory_is_unreachable(tmp_path: Path) -> None:
     (tmp_path / "store").write_bytes(b"")
     with pytest.raises(StoreUnreachable, match="no writable directory"):
-        DirectoryStore(tmp_path / "store").check_reachable()
+        DirectoryStore(tmp_path / "store").check_reachable(write=True)
 
 
 @pytest.mark.parametrize(
@@ -457,7 +457,7 @@ def test_file_in_place_of_the_directory_is_unreachable(tmp_path: Path) -> None:
 )
 def test_address_that_cannot_be_one_is_a_configuration_error(config: StoreConfig) -> None:
     with pytest.raises(ConfigurationError):
-        open_store(config).check_reachable()
+        open_store(config).check_reachable(write=True)
 
 
 # The directory's own

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -37,6 +38,11 @@ def retrain(*arguments: object, timeout: float = 240) -> subprocess.CompletedPro
     return subprocess.run(
         [RETRAIN, *map(str, arguments)], capture_output=True, text=True, timeout=timeout, env={**os.environ}
     )
+
+
+def executed(progress: str) -> list[str]:
+    """The tasks that a run started, in order, read from what it printed on the way."""
+    return re.findall(r"^ *[\d.]+ s  ([a-z-]+) \.\.\.$", progress, re.MULTILINE)
 
 
 def write_digits(folder: Path, digits: tuple[int, ...], start: int, count: int) -> Path:

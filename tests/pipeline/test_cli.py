@@ -102,6 +102,48 @@ def test_tampered_champion_is_refused_by_file_name(house: Path, name: str):
         assert name in refuse(house, *command, "--config", house / "retrain.yaml")
 
 
+def test_odd_addresses_end_in_exit_code_2(house: Path):
+    odd = house / "{{$.inputs}}"
+    shutil.copytree(house / "first", odd)
+    assert "{{" in refuse(house, "run", odd, "--config", house / "retrain.yaml")
+    config = write_config(house, {"store": {"uri": "first/0/0000.png"}}, name="file.yaml")
+    assert "ls -ld" in refuse(house, "run", house / "first", "--config", config)
+
+
+def test_unknown_architecture_is_refused_before_anything_is_written(house: Path):
+    config = write_config(house, {"training": {"architecture": "resnet1800"}})
+    assert "resnet1800" in refuse(house, "run", house / "first", "--config", config)
+
+
+def test_other_data_set_than_the_champions_is_refused(house: Path):
+    config = house / "other.yaml"
+    config.write_text((house / "retrain.yaml").read_text() + "dataset: other\n")
+    assert "no window" in refuse(house, "run", house / "first", "--config", config)
+
+
+def test_newest_ledger_record_cannot_be_removed_or_changed_unseen(house: Path):
+    (path,) = (house / "store").glob("models/*/ledger/*.json")
+    text = path.read_text()
+    assert '"actor": "pipeline"' in text
+    path.write_text(text.replace('"actor": "pipeline"', '"actor": "somebody"'))
+    assert "record 1" in refuse(house, "verify", "--config", house / "retrain.yaml")
+    path.unlink()
+    assert "record 1" in refuse(house, "verify", "--config", house / "retrain.yaml")
+
+
+def test_damaged_window_is_found_by_verify_and_does_not_hide_the_report(house: Path):
+    (path,) = (house / "store").glob("datasets/*/windows/*/images-*.tar")
+    data = bytearray(path.read_bytes())
+    for position in range(512, len(data), 512):
+        data[position] ^= 1
+    path.write_bytes(bytes(data))
+    assert path.name in refuse(house, "verify", "--config", house / "retrain.yaml")
+    assert retrain("report", "--config", house / "retrain.yaml", "--output", house / "page.html").returncode == 0
+    page = (house / "page.html").read_text()
+    assert "promoted" in page
+    assert "No pictures" in page
+
+
 def test_edited_ledger_is_refused(house: Path):
     (path,) = (house / "store").glob("models/*/ledger/*.json")
     path.write_text(path.read_text().replace('"number": 1', '"number": 2'))

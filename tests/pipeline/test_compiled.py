@@ -83,15 +83,23 @@ def test_training_pod_has_gpu_toleration_shared_memory_and_timeout(compiled: Pat
     pod = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]["exec-train"]
     assert pod["tolerations"][0]["key"] == "nvidia.com/gpu"
     assert pod["emptyDirMounts"][0]["mountPath"] == "/dev/shm"
-    assert int(pod["activeDeadlineSeconds"]) == 6 * 3600
+    assert int(pod["activeDeadlineSeconds"]) == 24 * 3600
 
 
-def test_every_task_has_a_timeout(compiled: Path):
+@pytest.mark.parametrize("setting", ["activeDeadlineSeconds", "configMapAsVolume", "secretAsEnv"])
+def test_every_pod_has_a_timeout_the_configuration_and_credentials(compiled: Path, setting: str):
     document, platform = yaml.safe_load_all(compiled.read_text())
     pods = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
-    assert {
-        name for name in document["deploymentSpec"]["executors"] if "activeDeadlineSeconds" not in pods[name]
-    } == set()
+    executors = document["deploymentSpec"]["executors"]
+    assert [name for name in executors if setting not in pods[name]] == []
+
+
+def test_default_configuration_path_is_where_the_config_map_is_mounted(compiled: Path):
+    document, platform = yaml.safe_load_all(compiled.read_text())
+    pods = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    default = document["root"]["inputDefinitions"]["parameters"]["config"]["defaultValue"]
+    mounts = {mount["mountPath"] for pod in pods.values() for mount in pod["configMapAsVolume"]}
+    assert mounts == {str(Path(default).parent)}
 
 
 def test_start_form_has_few_parameters_with_defaults(compiled: Path):

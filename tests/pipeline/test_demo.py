@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,11 @@ import pytest
 from components.core.config import load_config
 from components.core.registry import Registry
 from components.core.storage import open_store
-from tests.pipeline.conftest import retrain
+from tests.pipeline.conftest import executed, retrain
 
 pytestmark = pytest.mark.slow
-BEFORE = ("ingest", "validate", "detect_drift", "decide")
-ATTEMPT = ("train-1", "evaluate-1", "gate-1")
-SECOND_ATTEMPT = ("train-2", "evaluate-2", "gate-2")
+BEFORE = ("ingest", "validate", "detect-drift", "decide")
+ATTEMPT = ("train", "evaluate", "gate")
 
 
 @pytest.fixture(scope="module")
@@ -31,11 +31,11 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str,
 @pytest.mark.parametrize(
     ("number", "action", "rule", "strategy", "verdict", "outcome", "steps"),
     [
-        (1, "train", "no-champion", "retrain", "promote", "promoted", (*BEFORE, *ATTEMPT, "outcome")),
-        (2, "skip", "nothing-to-gain", None, None, "skipped", (*BEFORE, "outcome")),
-        (3, "train", "measurable-drop", "fine-tune", "promote", "promoted", (*BEFORE, *ATTEMPT, "outcome")),
-        (4, "train", "new-classes", "fine-tune", "promote", "promoted", (*BEFORE, *ATTEMPT, "outcome")),
-        (5, "quarantine", "invalid-window", None, None, "quarantined", (*BEFORE, "outcome")),
+        (1, "train", "no-champion", "retrain", "promote", "promoted", (*BEFORE, *ATTEMPT, "promote", "report")),
+        (2, "skip", "nothing-to-gain", None, None, "skipped", (*BEFORE, "record", "report")),
+        (3, "train", "measurable-drop", "fine-tune", "promote", "promoted", (*BEFORE, *ATTEMPT, "promote", "report")),
+        (4, "train", "new-classes", "fine-tune", "promote", "promoted", (*BEFORE, *ATTEMPT, "promote", "report")),
+        (5, "quarantine", "invalid-window", None, None, "quarantined", (*BEFORE, "record", "report")),
         (
             6,
             "train",
@@ -43,7 +43,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str,
             "retrain",
             "promote",
             "promoted",
-            (*BEFORE, *ATTEMPT, *SECOND_ATTEMPT, "outcome"),
+            (*BEFORE, *ATTEMPT, *ATTEMPT, "promote", "report"),
         ),
     ],
 )
@@ -60,7 +60,8 @@ def test_each_window_ends_as_its_data_ask(
     window = demo[1][number - 1]
     told = tuple(window[key] for key in ("action", "rule", "strategy", "verdict", "outcome"))
     assert told == (action, rule, strategy, verdict, outcome), window["reason"]
-    assert set(window["step_seconds"]) == set(steps), "which steps ran"
+    progress = re.split(r"^Window \d of 6.*$", demo[2], flags=re.MULTILINE)[number]
+    assert executed(progress) == list(steps), "which steps ran"
     assert {"window", "champion_before", "champion_after", "accuracy"} <= set(window)
 
 

@@ -1,4 +1,4 @@
-"""Decoded images: sizes, modes, labels, and that an image that stands in two windows is taken once."""
+"""Decoded images: sizes, modes, labels, and that an image that stands in two windows is taken once, on one side."""
 
 import io
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from components.core.config import Config, StoreConfig
+from components.core.config import Config, IngestConfig, StoreConfig
 from components.core.datasets import decode_image, load_images
 from components.core.models import ModelSpec
 from components.core.storage import DirectoryStore
@@ -16,7 +16,7 @@ from components.core.windows import Window
 from components.ingest.step import ingest
 
 CONFIG = Config(store=StoreConfig(uri="unused"))
-SPEC = ModelSpec(architecture="small-cnn", classes=("cat", "dog"), image_size=4, channels=3, mean=0.5, std=0.5)
+SPEC = ModelSpec(architecture="small-cnn", classes=("cat", "dog"), image_size=4, channels=3, mean=(0.5,) * 3, std=(0.5,) * 3)
 
 
 def encode(image: Image.Image, kind: str = "PNG") -> bytes:
@@ -119,3 +119,65 @@ def test_a_subset_keeps_rows_labels_and_images_together(windows: list[Window], a
     assert dogs.labels.tolist() == [1] * 20
     first = next(i for i, row in enumerate(images.rows) if row.label == "dog")
     assert torch.equal(dogs.images[0], images.images[first])
+
+
+def sides(window: Window) -> dict[str, str]:
+    return {row.sha256: row.split for row in window.rows()}
+
+
+def test_what_an_earlier_window_holds_is_left_out(windows: list[Window]) -> None:
+    first, second = windows
+    images = load_images([second], None, SPEC, SPEC.classes, earlier=[first])
+    assert len(images) == 20 - 5
+    assert {row.sha256 for row in images.rows}.isdisjoint(sides(first))
+    assert len(load_images([second], None, SPEC, SPEC.classes)) == 20
+
+
+def test_nothing_of_an_earlier_window_is_decoded_even_where_all_came_again(windows: list[Window]) -> None:
+    images = load_images([windows[0]], "train", SPEC, SPEC.classes, earlier=[windows[0]])
+    assert (len(images), images.images.shape) == (0, (0, 3, 4, 4))
+
+
+def test_an_image_held_out_once_is_not_trained_on_when_it_comes_in_a_group(tmp_path: Path) -> None:
+    """The side goes by the group where there is one: the same bytes, with and without, can be on both sides."""
+    store = DirectoryStore(tmp_path / "store")
+    half = CONFIG.model_copy(update={"ingest": IngestConfig(holdout_fraction=0.5)})
+    grouped = half.model_copy(update={"ingest": IngestConfig(holdout_fraction=0.5, group_pattern=r"/(\d)\d*\.")})
+    folder = deliver(tmp_path / "1", {"cat": range(40)})
+    first, second = (Window.open(store, "images", ingest(store, c, folder).id) for c in (half, grouped))
+    before, after = sides(first), sides(second)
+    moved = [sha for sha in before if (before[sha], after[sha]) == ("holdout", "train")]
+    assert moved, "or this test shows nothing"
+    assert len(load_images([second], "train", SPEC, SPEC.classes, earlier=[first])) == 0
+    train = load_images([first, second], "train", SPEC, SPEC.classes)
+    holdout = load_images([first, second], "holdout", SPEC, SPEC.classes)
+    assert {row.sha256 for row in train.rows} == {sha for sha, side in before.items() if side == "train"}
+    assert {row.sha256 for row in holdout.rows} == {sha for sha, side in before.items() if side == "holdout"}
+
+
+def test_a_smaller_holdout_does_not_turn_held_out_images_into_training_images(tmp_path: Path) -> None:
+    store = DirectoryStore(tmp_path / "store")
+    windows = []
+    for number, (fraction, seeds) in enumerate(((0.5, range(40)), (0.1, range(20, 60)))):
+        config = CONFIG.model_copy(update={"ingest": IngestConfig(holdout_fraction=fraction)})
+        folder = deliver(tmp_path / str(number), {"cat": seeds})
+        windows.append(Window.open(store, "images", ingest(store, config, folder).id))
+    first, second = windows
+    held_out = {sha for sha, side in sides(first).items() if side == "holdout"}
+    assert held_out & {sha for sha, side in sides(second).items() if side == "train"}, "or this test shows nothing"
+    new = load_images([second], "train", SPEC, SPEC.classes, earlier=[first])
+    everything = load_images([first, second], "train", SPEC, SPEC.classes)
+    for images in (new, everything):
+        assert held_out.isdisjoint(row.sha256 for row in images.rows)
+    assert {r.sha256 for r in new.rows} == {s for s, side in sides(second).items() if side == "train"} - set(sides(first))
+
+
+def test_more_images_than_are_decoded_at_once_stay_in_order(
+    windows: list[Window], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    together = load_images(windows, None, SPEC, SPEC.classes)
+    monkeypatch.setattr("components.core.datasets.DECODE_BATCH", 7)
+    by_sevens = load_images(windows, None, SPEC, SPEC.classes)
+    assert by_sevens.rows == together.rows
+    assert torch.equal(by_sevens.images, together.images)
+    assert torch.equal(by_sevens.labels, together.labels)

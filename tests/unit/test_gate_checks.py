@@ -3,7 +3,7 @@
 import pytest
 
 from components.core.config import GateConfig
-from components.core.contracts import Evaluation, HoldoutScores, PairedOutcome
+from components.core.contracts import ClassRecall, Evaluation, HoldoutScores, PairedOutcome
 from components.gate.checks import accurate_enough, judge, keeps_new, keeps_old, learns_new_classes
 
 CONFIG = GateConfig()
@@ -17,8 +17,10 @@ def holdout(
     lost: int = 0,
     paired_rows: int | None = None,
     recall: dict[str, float] | None = None,
+    new_rows: int = 100,
 ) -> HoldoutScores:
-    """Scores of one holdout; `paired_rows` are those of classes both know, by default all of them."""
+    """Scores of one holdout; `paired_rows` are those of classes both know, by default all of them. Each class in
+    `recall` is new and has `new_rows` rows."""
     paired_rows = rows if paired_rows is None else paired_rows
     agreeing = paired_rows - gained - lost
     return HoldoutScores(
@@ -30,7 +32,9 @@ def holdout(
             only_challenger_right=gained,
             only_champion_right=lost,
         ),
-        new_class_recall=recall or {},
+        new_classes={
+            name: ClassRecall(rows=new_rows, correct=round(share * new_rows)) for name, share in (recall or {}).items()
+        },
         classes=("a", "b"),
         confusion=((0, 0), (0, 0)),
     )
@@ -65,6 +69,14 @@ EMPTY = holdout(0, 0)
         pytest.param(GOOD, holdout(950, 1000, recall={"c": 0.6}), "promote", "promote", id="new class learnt"),
         pytest.param(GOOD, holdout(950, 1000, recall={"c": 0.9, "d": 0.4}), "reject", "escalate", id="one not learnt"),
         pytest.param(GOOD, holdout(95, 100, paired_rows=0, recall={"c": 0.95}), "promote", "promote", id="new only"),
+        pytest.param(
+            GOOD, holdout(950, 1000, recall={"c": 0.4}, new_rows=5), "hold", "escalate", id="perhaps not learnt"
+        ),
+        pytest.param(
+            GOOD, holdout(950, 1000, recall={"c": 0.0}, new_rows=0), "hold", "escalate", id="new class without rows"
+        ),
+        pytest.param(holdout(50, 50, lost=1), GOOD, "hold", "escalate", id="one row of 50 lost"),
+        pytest.param(holdout(940, 1000, lost=60), GOOD, "reject", "escalate", id="60 rows of 1,000 lost"),
     ],
 )
 def test_verdict(old: HoldoutScores, new: HoldoutScores, last_rung: str, earlier_rung: str) -> None:
@@ -149,6 +161,57 @@ def test_a_new_class_at_the_threshold_passes() -> None:
     check = learns_new_classes(evaluation(GOOD, holdout(95, 100, recall={"c": 0.5})), CONFIG)
     assert check is not None
     assert check.passed
+
+
+def test_a_new_class_without_a_held_out_row_is_neither_learnt_nor_failed() -> None:
+    check = learns_new_classes(evaluation(GOOD, holdout(95, 100, recall={"c": 0.0}, new_rows=0)), CONFIG)
+    assert check is not None
+    assert "'c'" in check.sentence
+    assert "0 rows" in check.sentence
+    assert (check.passed, check.conclusive) == (False, False)
+
+
+def test_a_new_class_without_rows_does_not_pass_where_nothing_is_asked_of_it() -> None:
+    config = CONFIG.model_copy(update={"min_new_class_recall": 0.0})
+    check = learns_new_classes(evaluation(GOOD, holdout(95, 100, recall={"c": 0.0}, new_rows=0)), config)
+    assert check is not None
+    assert not check.passed
+
+
+@pytest.mark.parametrize(("correct", "conclusive"), [(0, True), (2, True), (3, False), (9, False)])
+def test_a_new_class_failed_for_certain_where_its_upper_bound_is_below(correct: int, conclusive: bool) -> None:
+    # Wilson with z = 1.645 on 20 rows: 2 give 0.097 to 0.272 at most, 3 give 0.316 at most; wanted 0.3.
+    config = CONFIG.model_copy(update={"min_new_class_recall": 0.3 if correct < 9 else 0.5})
+    check = learns_new_classes(evaluation(GOOD, holdout(95, 100, recall={"c": correct / 20}, new_rows=20)), config)
+    assert check is not None
+    assert (check.passed, check.conclusive) == (False, conclusive)
+
+
+@pytest.mark.parametrize(
+    ("scores", "conclusive"),
+    [
+        (holdout(50, 50, lost=1), False),  # an estimate of -2 points, but one row is no evidence
+        (holdout(1000, 1000, lost=60), True),
+        (holdout(0, 50, lost=50), True),
+        (EMPTY, False),
+    ],
+    ids=["1 of 50", "60 of 1000", "all", "no rows"],
+)
+def test_a_failed_check_is_conclusive_only_where_the_upper_bound_misses(
+    scores: HoldoutScores, conclusive: bool
+) -> None:
+    check = keeps_old(evaluation(scores, GOOD), CONFIG)
+    assert check is not None
+    assert (check.passed, check.conclusive) == (False, conclusive)
+    assert check.value <= 0
+
+
+@pytest.mark.parametrize(("correct", "conclusive"), [(50, True), (61, True), (63, False), (69, False)])
+def test_accuracy_is_missed_for_certain_where_its_upper_bound_is_below(correct: int, conclusive: bool) -> None:
+    # Wilson with z = 1.645 on 100 rows: 61 give 0.686 at most, 63 give 0.705; wanted 0.7.
+    check = accurate_enough(evaluation(None, holdout(correct, 100), champion=None), CONFIG)
+    assert check is not None
+    assert (check.passed, check.conclusive) == (False, conclusive)
 
 
 def test_verdict_names_both_models_and_shows_each_check() -> None:

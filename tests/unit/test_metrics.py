@@ -10,7 +10,7 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from components.core.contracts import RunReport
+from components.core.contracts import Accuracies, RunReport
 from components.core.metrics import RunMetrics
 
 REPORT = RunReport(
@@ -28,9 +28,11 @@ REPORT = RunReport(
     outcome="promoted",
     champion_before="v1",
     champion_after="v2",
-    accuracy={"champion_old": 0.9, "challenger_old": 0.8, "champion_new": 0.5, "challenger_new": 0.95},
+    accuracy=Accuracies(champion_old=0.9, challenger_old=0.8, champion_new=0.5, challenger_new=0.95),
+    reference_accuracy=0.85,
+    window_accuracy=0.45,
     attempts=2,
-    step_seconds={"ingest": 1.0, "train-1": 7.0},
+    step_seconds={"ingest": 1.0, "detect_drift": 2.0, "train-1": 7.0, "train-2": 9.0},
 )
 EMPTY = RunReport(
     run_id="run-8",
@@ -57,7 +59,7 @@ def value(metrics: RunMetrics, name: str, **labels: str) -> float | None:
 
 def test_every_name_starts_with_the_products() -> None:
     names = [metric.name for metric in RunMetrics(CollectorRegistry()).registry.collect()]
-    assert len(names) == 8
+    assert len(names) == 9
     assert all(name.startswith("retrain_") for name in names)
 
 
@@ -66,34 +68,53 @@ def test_every_metric_says_what_it_is() -> None:
 
 
 @pytest.mark.parametrize("report", [REPORT, EMPTY], ids=["promoted", "failed"])
-def test_the_run_id_is_a_label_of_run_info_only(report: RunReport) -> None:
-    for metric in observed(report).registry.collect():
-        for sample in metric.samples:
-            assert (report.run_id in sample.labels.values()) is (metric.name == "retrain_run_info")
+def test_no_label_is_a_run_id(report: RunReport) -> None:
+    """Every run would add a series of its own, and none would ever end."""
+    samples = [sample for metric in observed(report).registry.collect() for sample in metric.samples]
+    assert samples
+    for sample in samples:
+        assert "run_id" not in sample.labels
+        assert report.run_id not in sample.labels.values()
 
 
 def test_gauges_hold_what_the_report_says() -> None:
     metrics = observed(REPORT)
-    info = {"run_id": "run-7", "action": "train", "strategy": "fine-tune", "outcome": "promoted"}
+    info = {"action": "train", "strategy": "fine-tune", "outcome": "promoted"}
     assert value(metrics, "retrain_run_info", **info) == 1
     assert value(metrics, "retrain_run_success") == 1
     assert value(metrics, "retrain_run_last_start_timestamp_seconds") == REPORT.started.timestamp()
     assert value(metrics, "retrain_run_duration_seconds") == 12.5
     assert value(metrics, "retrain_run_attempts") == 2
-    assert value(metrics, "retrain_stage_duration_seconds", stage="train-1") == 7.0
+    assert value(metrics, "retrain_step_duration_seconds", step="ingest", rung="") == 1.0
+    assert value(metrics, "retrain_step_duration_seconds", step="detect_drift", rung="") == 2.0
+    assert value(metrics, "retrain_step_duration_seconds", step="train", rung="1") == 7.0
+    assert value(metrics, "retrain_step_duration_seconds", step="train", rung="2") == 9.0
     assert value(metrics, "retrain_eval_accuracy_ratio", role="challenger", holdout="old") == 0.8
+    assert value(metrics, "retrain_eval_accuracy_ratio", role="challenger", holdout="new") == 0.95
+    assert value(metrics, "retrain_eval_accuracy_ratio", role="champion", holdout="old") == 0.9
     assert value(metrics, "retrain_eval_accuracy_ratio", role="champion", holdout="new") == 0.5
+    assert value(metrics, "retrain_drift_accuracy_ratio", sample="reference") == 0.85
+    assert value(metrics, "retrain_drift_accuracy_ratio", sample="window") == 0.45
     assert value(metrics, "retrain_champion_info", version="v2") == 1
 
 
 def test_a_failed_run_is_no_success_and_has_no_champion() -> None:
     metrics = observed(EMPTY)
-    info = {"run_id": "run-8", "action": "none", "strategy": "none", "outcome": "failed"}
+    info = {"action": "none", "strategy": "none", "outcome": "failed"}
     assert value(metrics, "retrain_run_info", **info) == 1
     assert value(metrics, "retrain_run_success") == 0
     families = {family.name: family.samples for family in metrics.registry.collect()}
     assert families["retrain_champion_info"] == []
     assert families["retrain_eval_accuracy_ratio"] == []
+    assert families["retrain_drift_accuracy_ratio"] == []
+
+
+def test_an_accuracy_of_zero_is_a_measurement() -> None:
+    nothing = Accuracies(champion_new=0.0)
+    metrics = observed(REPORT.model_copy(update={"accuracy": nothing, "window_accuracy": 0.0}))
+    assert value(metrics, "retrain_eval_accuracy_ratio", role="champion", holdout="new") == 0.0
+    assert value(metrics, "retrain_eval_accuracy_ratio", role="challenger", holdout="new") is None
+    assert value(metrics, "retrain_drift_accuracy_ratio", sample="window") == 0.0
 
 
 @pytest.mark.parametrize("outcome", ["promoted", "skipped", "quarantined", "rejected", "held"])
@@ -104,7 +125,7 @@ def test_every_planned_end_is_a_success(outcome: str) -> None:
 def test_the_exposition_can_be_parsed_back() -> None:
     hostile = REPORT.model_copy(update={"champion_after": 'v"2\n\\'})
     families = list(text_string_to_metric_families(generate_latest(observed(hostile).registry).decode()))
-    assert len(families) == 8
+    assert len(families) == 9
     versions = [s.labels["version"] for f in families for s in f.samples if "version" in s.labels]
     assert versions == ['v"2\n\\']
 

@@ -11,7 +11,7 @@ from scipy.optimize import minimize_scalar
 from scipy.stats import binom
 
 from components.core.contracts import PairedOutcome
-from components.gate.noninferiority import lower_bound, paired_score
+from components.gate.noninferiority import lower_bound, paired_score, upper_bound
 
 Z = NormalDist().inv_cdf(0.95)
 
@@ -134,6 +134,34 @@ def test_bound_does_not_depend_on_how_agreeing_rows_split() -> None:
     right = PairedOutcome(both_right=80, only_challenger_right=3, only_champion_right=2)
     wrong = PairedOutcome(both_wrong=80, only_challenger_right=3, only_champion_right=2)
     assert lower_bound(right, 0.05) == lower_bound(wrong, 0.05)
+
+
+@pytest.mark.parametrize(("n", "gained", "lost"), CASES)
+def test_upper_bound_is_where_the_score_is_as_far_below(n: int, gained: int, lost: int) -> None:
+    both = outcome(n, gained, lost)
+    assert paired_score(both, upper_bound(both, 0.05)) == pytest.approx(-Z, abs=1e-4)
+    assert lower_bound(both, 0.05) < (gained - lost) / n < upper_bound(both, 0.05)
+
+
+@pytest.mark.parametrize("n", [1, 10, 268])
+def test_upper_bound_of_identical_models_mirrors_the_lower(n: int) -> None:
+    assert upper_bound(outcome(n, 0, 0), 0.05) == pytest.approx(Z * Z / (n + Z * Z), abs=1e-7)
+
+
+@pytest.mark.parametrize("n", [2, 30, 1000])
+def test_all_lost_is_bounded_from_above_by_the_formula(n: int) -> None:
+    upper = upper_bound(PairedOutcome(only_champion_right=n), 0.05)
+    assert upper == pytest.approx((Z * Z - n) / (n + Z * Z), abs=1e-6)
+
+
+def test_no_rows_and_all_gained_give_the_highest_upper_bound() -> None:
+    assert upper_bound(PairedOutcome(), 0.05) == 1.0
+    assert upper_bound(PairedOutcome(only_challenger_right=30), 0.05) == 1.0
+
+
+@pytest.mark.parametrize(("n", "lost", "certain"), [(50, 1, False), (1000, 60, True)])
+def test_a_loss_beyond_the_margin_is_certain_only_with_the_rows_for_it(n: int, lost: int, certain: bool) -> None:
+    assert (upper_bound(outcome(n, 0, lost), 0.05) < -0.01) is certain
 
 
 @cache

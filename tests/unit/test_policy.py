@@ -41,13 +41,13 @@ QUIET = Evidence(
     drift=drift(0.0, -0.02, 0.02),
     champion="v1",
     champion_classes=("cat", "dog"),
-    window="w2",
-    trained_windows=("w0", "w1"),
+    old_windows=("w0", "w1"),
+    already_trained=False,
     window_classes={"cat": 250, "dog": 250},
     old_rows=1000,
     new_rows=400,
     forced=None,
-    images_per_second=None,
+    images_per_second={},
 )
 
 
@@ -63,7 +63,7 @@ BOOTSTRAP = replace(
     QUIET,
     champion=None,
     champion_classes=(),
-    trained_windows=(),
+    old_windows=(),
     old_rows=0,
     drift=DriftReport(champion=None, rows=500),
 )
@@ -85,7 +85,7 @@ BOOTSTRAP = replace(
         ),
         pytest.param(replace(QUIET, forced="retrain"), "forced-strategy", "train", ["retrain"], id="forced top"),
         pytest.param(
-            replace(QUIET, window="w1", drift=drift(0.2)), "already-trained", "skip", [], id="already trained"
+            replace(QUIET, already_trained=True, drift=drift(0.2)), "already-trained", "skip", [], id="already trained"
         ),
         pytest.param(
             replace(QUIET, window_classes={"cat": 250, "owl": 20}),
@@ -120,16 +120,16 @@ LOUD = drift(0.6, faults=(RENAMED,))
     ("evidence", "rule"),
     [
         pytest.param(
-            replace(QUIET, validation=INVALID, drift=LOUD, forced="retrain", window="w1"),
+            replace(QUIET, validation=INVALID, drift=LOUD, forced="retrain", already_trained=True),
             "invalid-window",
             id="1 invalid",
         ),
         pytest.param(replace(BOOTSTRAP, validation=INVALID), "invalid-window", id="1 invalid before bootstrap"),
-        pytest.param(replace(QUIET, drift=LOUD, forced="retrain", window="w1"), "broken-data", id="2 broken"),
+        pytest.param(replace(QUIET, drift=LOUD, forced="retrain", already_trained=True), "broken-data", id="2 broken"),
         pytest.param(replace(BOOTSTRAP, forced="fine-tune"), "no-champion", id="3 nothing to fine-tune yet"),
-        pytest.param(replace(QUIET, forced="retrain", window="w1"), "forced-strategy", id="4 forced again"),
+        pytest.param(replace(QUIET, forced="retrain", already_trained=True), "forced-strategy", id="4 forced again"),
         pytest.param(
-            replace(QUIET, window="w1", window_classes={"owl": 99}, new_rows=9999, drift=drift(0.6)),
+            replace(QUIET, already_trained=True, window_classes={"owl": 99}, new_rows=9999, drift=drift(0.6)),
             "already-trained",
             id="5 already trained",
         ),
@@ -182,16 +182,27 @@ def test_the_first_model_learns_every_class_of_its_window() -> None:
 
 
 def test_rungs_cost_rows_times_epochs_over_speed() -> None:
-    # Fine-tune: 30 % of 1,000 old rows + 400 new = 700 rows, 10 epochs at 100 a second: 70 s. Retrain: 1,400 * 0.3.
-    decision = plan(replace(QUIET, forced="fine-tune", images_per_second=100.0))
+    # Fine-tune: 30 % of 1,000 old rows + 400 new = 700 rows, 10 epochs at 100 a second: 70 s. Retrain, at a speed of
+    # its own: 1,400 rows, 30 epochs at 50 a second: 840 s.
+    decision = plan(replace(QUIET, forced="fine-tune", images_per_second={"fine-tune": 100.0, "retrain": 50.0}))
     assert [rung.training_rows for rung in decision.rungs] == [700, 1400]
-    assert [rung.estimated_seconds for rung in decision.rungs] == [pytest.approx(70.0), pytest.approx(420.0)]
+    assert [rung.estimated_seconds for rung in decision.rungs] == [pytest.approx(70.0), pytest.approx(840.0)]
 
 
-@pytest.mark.parametrize("speed", [None, 0.0])
-def test_unmeasured_speed_gives_no_estimate(speed: float | None) -> None:
-    decision = plan(replace(QUIET, forced="retrain", images_per_second=speed))
+@pytest.mark.parametrize("speeds", [{}, {"retrain": 0.0}, {"fine-tune": 100.0, "head-only": 900.0}])
+def test_unmeasured_speed_gives_no_estimate(speeds: dict[StrategyName, float]) -> None:
+    decision = plan(replace(QUIET, forced="retrain", images_per_second=speeds))
     assert [rung.estimated_seconds for rung in decision.rungs] == [None]
+
+
+def test_a_strategy_is_not_priced_at_the_speed_of_another() -> None:
+    decision = plan(replace(QUIET, forced="fine-tune", images_per_second={"fine-tune": 100.0}))
+    assert [rung.estimated_seconds for rung in decision.rungs] == [pytest.approx(70.0), None]
+
+
+@pytest.mark.parametrize("evidence", [QUIET, BOOTSTRAP, replace(QUIET, drift=drift(0.1))], ids=["skip", "first", "up"])
+def test_the_plan_names_the_windows_that_are_replayed(evidence: Evidence) -> None:
+    assert plan(evidence).old_windows == evidence.old_windows
 
 
 @pytest.mark.parametrize(
@@ -211,10 +222,19 @@ def test_a_skip_does_not_claim_that_unmeasured_images_look_the_same() -> None:
 
 
 def test_a_drop_that_chance_explains_is_not_called_small() -> None:
-    # A reader sees "a drop of 10.0% against a threshold of 3%" and "nothing to gain": the reason is the interval.
+    # A reader sees "a drop of 10.0 points against a threshold of 3.0" and "nothing to gain": the reason is the interval.
     sentence = plan(replace(QUIET, drift=drift(0.1, lower=-0.05, upper=0.25))).reasons[0]
-    assert "10.0%" in sentence
-    assert any(word in sentence for word in ("interval", "chance", "certain", "-5.0%"))
+    assert "a drop of 10.0 points (95 % interval -5.0 to 25.0), which may be chance." in sentence
+
+
+def test_a_small_drop_is_told_beside_its_threshold() -> None:
+    sentence = plan(QUIET).reasons[0]
+    assert "a drop of 0.0 points (95 % interval -2.0 to 2.0), below the threshold of 3.0." in sentence
+
+
+def test_a_large_drop_is_told_in_points() -> None:
+    wanted = "The champion lost 60.0 points of accuracy, at least 20.0: start afresh."
+    assert plan(replace(QUIET, drift=drift(0.6)), DecisionConfig(retrain_at_drop=0.2)).reasons[0] == wanted
 
 
 def test_drop_thresholds_come_from_the_configuration() -> None:
@@ -225,7 +245,8 @@ def test_drop_thresholds_come_from_the_configuration() -> None:
 
 def test_reasons_of_a_plan_start_with_the_rule_and_tell_the_drift() -> None:
     decision = plan(replace(QUIET, drift=drift(0.1)))
-    assert decision.reasons[0].startswith("The champion lost 10.0% accuracy (95 % interval 1.0% to 90.0%)")
+    wanted = "The champion lost 10.0 points of accuracy (95 % interval 1.0 to 90.0), at least 3.0."
+    assert decision.reasons[0] == wanted
     assert decision.reasons[1] == drift(0.1).sentence
 
 

@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 from components.core.config import load_config
-from components.core.contracts import CheckResult, Decision, RunParameters, StepDocument, Verdict
-from components.core.errors import IntegrityError
+from components.core.contracts import CheckResult, Decision, Failure, Outcome, RunParameters, StepDocument, Verdict
+from components.core.errors import IntegrityError, RunFailed
 from components.core.registry import Registry
 from components.core.runs import Run, StepRecord
 from components.core.storage import open_store
@@ -86,6 +86,28 @@ def test_tampered_challenger_is_not_promoted(config_path: Path):
         step.promote(str(config_path), "one", "w", version, 1)
     assert registry.ledger() == []
     assert run.store.head("runs/one/failure-outcome.json"), "the reason is filed for the report"
+
+
+@pytest.mark.parametrize("word", ["reject", "hold", "escalate"])
+def test_challenger_that_the_gate_did_not_pass_is_not_promoted(config_path: Path, word: str):
+    run, registry = begin(config_path, "one")
+    version = registry.save_version({"weights": b"1"})
+    judged(run, version, None, word)
+    with pytest.raises(RunFailed, match=f"'{word}' of {version}"):
+        step.promote(str(config_path), "one", "w", version, 1)
+    assert registry.ledger() == []
+    assert run.read("outcome", Outcome) is None
+    assert run.need("failure-outcome", Failure).exit_code == RunFailed.exit_code
+
+
+def test_challenger_that_was_not_judged_is_not_promoted(config_path: Path):
+    run, registry = begin(config_path, "one")
+    passed, other = registry.save_version({"weights": b"1"}), registry.save_version({"weights": b"2"})
+    judged(run, passed, None)
+    with pytest.raises(RunFailed, match=f"{passed}, and {other} was to be promoted"):
+        step.promote(str(config_path), "one", "w", other, 1)
+    assert registry.ledger() == []
+    assert step.promote(str(config_path), "one", "w", passed, 1).champion_after == passed
 
 
 @pytest.mark.parametrize(("word", "kind", "outcome"), [("reject", "rejection", "rejected"), ("hold", "hold", "held")])

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from components.core.contracts import PairedOutcome
+from components.core.contracts import ClassRecall, PairedOutcome
 from components.evaluate.scores import score_holdout
 
 # Champion knows a and b; the challenger also c. Rows:      0  1  2  3  4  5  6
@@ -24,7 +24,7 @@ def test_paired_cells_cover_the_classes_both_know() -> None:
 
 def test_new_classes_are_measured_apart() -> None:
     scores = score_holdout(LABELS, CHALLENGER, CHAMPION, CLASSES, 2)
-    assert scores.new_class_recall == {"c": 0.5}
+    assert scores.new_classes == {"c": ClassRecall(rows=2, correct=1)}
     assert (scores.rows, scores.correct) == (7, 4)
     assert scores.accuracy == pytest.approx(4 / 7)
 
@@ -35,15 +35,23 @@ def test_confusion_has_true_classes_in_rows() -> None:
     assert scores.classes == CLASSES
 
 
-def test_a_new_class_without_rows_has_no_recall() -> None:
-    assert score_holdout(LABELS[:5], CHALLENGER[:5], CHAMPION[:5], CLASSES, 2).new_class_recall == {}
+def test_a_new_class_without_rows_is_listed_without_rows() -> None:
+    scores = score_holdout(LABELS[:5], CHALLENGER[:5], CHAMPION[:5], CLASSES, 2)
+    assert scores.new_classes == {"c": ClassRecall(rows=0, correct=0)}
+
+
+def test_every_class_the_champion_does_not_know_is_new_and_no_other() -> None:
+    # The champion knows a only: of b, row 2 of three is recognised; of c, row 5 of two.
+    scores = score_holdout(LABELS, CHALLENGER, CHAMPION, CLASSES, 1)
+    assert scores.new_classes == {"b": ClassRecall(rows=3, correct=1), "c": ClassRecall(rows=2, correct=1)}
+    assert score_holdout(LABELS, CHALLENGER, CHAMPION, CLASSES, 3).new_classes == {}
 
 
 def test_without_champion_there_are_no_pairs_and_no_new_classes() -> None:
     scores = score_holdout(LABELS, CHALLENGER, None, CLASSES, 0)
     assert scores.paired == PairedOutcome()
     assert scores.paired.champion_accuracy is None
-    assert scores.new_class_recall == {}
+    assert scores.new_classes == {}
     assert scores.correct == 4
 
 

@@ -117,7 +117,7 @@ NOTHING = pick(0, 0, ALL)
 
 
 def spec(classes: tuple[str, ...]) -> ModelSpec:
-    return ModelSpec(architecture="small-cnn", classes=classes, image_size=SIZE, channels=1, mean=0.3, std=0.37)
+    return ModelSpec(architecture="small-cnn", classes=classes, image_size=SIZE, channels=1, mean=(0.3,), std=(0.37,))
 
 
 def task(champion: Classifier | None, old: ImageSet, new: ImageSet, **changes: object) -> Task:
