@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TextIO
 
 from components.core.config import Config, check_strategy, load_config
-from components.core.contracts import Lineage, RunReport
+from components.core.contracts import RunReport
 from components.core.errors import ConfigurationError, RunFailed
 from components.core.registry import Registry
 from components.core.runs import Run
@@ -55,7 +55,7 @@ def check_inputs(config: Config, source: str, strategy: str) -> None:
     registry = Registry(store, config.model)
     if champion := registry.champion():
         registry.verify_version(champion.version)
-        lineage = Lineage.model_validate_json(registry.read_file(champion.version, "lineage.json"))
+        lineage = registry.lineage(champion.version)
         for window in lineage.windows:
             Window.open(store, config.dataset, window)
     if config.training.architecture != "small-cnn":

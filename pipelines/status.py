@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from components.core.config import Config, load_config
-from components.core.contracts import Lineage, Outcome, RunReport
+from components.core.contracts import Outcome, RunReport
 from components.core.errors import ConfigurationError, IntegrityError
 from components.core.registry import Registry
 from components.core.runs import Run, list_runs
@@ -138,7 +138,7 @@ def verify_version(config_path: Path, version: str | None) -> str:
             next_command="retrain status shows the champion; retrain run FOLDER makes one",
         )
     manifest = registry.verify_version(matches[0])
-    lineage = Lineage.model_validate_json(registry.read_file(matches[0], "lineage.json"))
+    lineage = registry.lineage(matches[0])
     for window in lineage.windows:
         Window.open(store, config.dataset, window).verify()
     return (

@@ -167,7 +167,7 @@ def load_classifier(registry: Registry, version: str) -> Classifier:
     Raises:
         IntegrityError: A file is not the one that was written.
     """
-    spec = ModelSpec.model_validate_json(registry.read_file(version, "model.json"))
+    spec = ModelSpec.model_validate_json(registry.read_file(version, "model.json"), extra="ignore")
     model = build_classifier(spec, torch.Generator().manual_seed(0))
     model.load_state_dict(load_tensors(registry.read_file(version, "model.safetensors")))
     return model.eval()

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 
 from pydantic import BaseModel, ConfigDict
 
-from components.core.contracts import LedgerKind, LedgerRecord
+from components.core.contracts import LedgerKind, LedgerRecord, Lineage
 from components.core.errors import IntegrityError
 from components.core.storage import KeyMissing, ObjectStore, sha256_hex, to_json
 
@@ -97,6 +97,18 @@ class Registry:
         """
         return [record for record, _ in self._backwards()][::-1]
 
+    def lineage(self, version: str) -> Lineage:
+        """Where a version comes from.
+
+        Raises:
+            IntegrityError: See `read_file`.
+        """
+        return Lineage.model_validate_json(self.read_file(version, "lineage.json"), extra="ignore")
+
+    def record_digest(self, number: int) -> str:
+        """SHA-256 of a ledger record's bytes, as they are stored."""
+        return sha256_hex(self.store.get(self._record_key(number)))
+
     def check_witness(self, number: int, digest: str) -> None:
         """Compare a ledger record with what the run that wrote it remembers.
 
@@ -104,7 +116,7 @@ class Registry:
             IntegrityError: The record is gone, or its bytes are others.
         """
         try:
-            found = sha256_hex(self.store.get(self._record_key(number)))
+            found = self.record_digest(number)
         except KeyMissing as error:
             raise self._broken_ledger(f"record {number}, which a run has written, is gone") from error
         if found != digest:

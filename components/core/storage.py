@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import random
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -21,7 +22,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, TypeVar
 
 from pydantic import BaseModel
 
@@ -230,7 +231,7 @@ class DirectoryStore:
         return True
 
     def upload(self, key: str, path: Path) -> None:
-        with self._staged(key, path) as staged:
+        with path.open("rb") as source, self._staged(key, source) as staged:
             os.replace(staged, self._path(key))
 
     def list_objects(self, prefix: str = "", *, start_after: str = "") -> Iterator[ListedObject]:
@@ -264,7 +265,7 @@ class DirectoryStore:
         return self.root.joinpath(*check_key(key).split("/"))
 
     @contextmanager
-    def _staged(self, key: str, content: bytes | Path) -> Iterator[Path]:
+    def _staged(self, key: str, content: bytes | BinaryIO) -> Iterator[Path]:
         """Put content into a synced temporary file, hand it out, sync the target's folder, clean up."""
         target = self._path(key)
         temporary = self.root / ".tmp"
@@ -281,9 +282,7 @@ class DirectoryStore:
                 if isinstance(content, bytes):
                     file.write(content)
                 else:
-                    with content.open("rb") as source:
-                        while block := source.read(2**20):
-                            file.write(block)
+                    shutil.copyfileobj(content, file, 2**20)
                 file.flush()
                 os.fsync(file.fileno())
             Path(name).chmod(0o644)

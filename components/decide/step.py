@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from components.core.config import MAX_RUNGS, Config, LoopConfig, StrategyName, check_strategy
-from components.core.contracts import Decision, DriftReport, Lineage, TrainingSummary, ValidationReport
+from components.core.contracts import Decision, DriftReport, TrainingSummary, ValidationReport
 from components.core.registry import Registry
 from components.core.runs import Run, open_run, perform
 from components.core.windows import Window
@@ -34,7 +34,7 @@ def _evidence(record: Run, config: Config, window: str) -> Evidence:
     registry = Registry(record.store, config.model)
     # The report speaks of the champion it was made with; the plan must not mix two.
     version = drift.champion
-    lineage = Lineage.model_validate_json(registry.read_file(version, "lineage.json")) if version else None
+    lineage = registry.lineage(version) if version else None
     classes = json.loads(registry.read_file(version, "model.json"))["classes"] if version else ()
     trained = lineage.windows if lineage else ()
     past = tuple(w for w in trained if w != window)

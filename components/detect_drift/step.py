@@ -9,7 +9,7 @@ from safetensors.torch import load as load_tensors
 from torch import Tensor
 
 from components.core.config import DriftConfig
-from components.core.contracts import DriftReport, Interval, Lineage
+from components.core.contracts import DriftReport, Interval
 from components.core.datasets import ImageSet, load_images
 from components.core.models import Features, best_device, extract_features, load_classifier
 from components.core.registry import Registry
@@ -39,7 +39,7 @@ def _detect(record: Run, window_id: str) -> DriftReport:
         return DriftReport(champion=None, rows=window.document.usable)
     model = load_classifier(registry, champion.version)
     reference = load_tensors(registry.read_file(champion.version, "reference.safetensors"))
-    lineage = Lineage.model_validate_json(registry.read_file(champion.version, "lineage.json"))
+    lineage = registry.lineage(champion.version)
     known = [Window.open(record.store, config.dataset, w) for w in lineage.windows if w != window_id]
     images = load_images([window], None, model.spec, model.spec.classes, earlier=known)
     if not len(images):

@@ -48,10 +48,10 @@ def learns_new_classes(evaluation: Evaluation, config: GateConfig) -> CheckResul
     if not counts:
         return None
     recall = {name: c.correct / c.rows if c.rows else 0.0 for name, c in counts.items()}
-    worst = min(recall, key=lambda name: recall[name])
-    rows = counts[worst].rows
-    interval = wilson_interval(counts[worst].correct, rows, 1 - 2 * config.alpha)
-    passed = rows > 0 and recall[worst] >= config.min_new_class_recall
+    intervals = {name: wilson_interval(c.correct, c.rows, 1 - 2 * config.alpha) for name, c in counts.items()}
+    learnt = {name: c.rows > 0 and recall[name] >= config.min_new_class_recall for name, c in counts.items()}
+    worst = min(counts, key=lambda name: (learnt[name], intervals[name].upper))  # the most certain failure, if any
+    rows, interval, passed = counts[worst].rows, intervals[worst], learnt[worst]
     return CheckResult(
         name="learns new classes",
         passed=passed,

@@ -6,7 +6,7 @@ from components.core.contracts import Decision, LedgerKind, LedgerRecord, Outcom
 from components.core.errors import RunFailed
 from components.core.registry import LostRace, Registry
 from components.core.runs import Run, open_run, perform
-from components.core.storage import sha256_hex, to_json
+from components.core.storage import to_json
 
 ACTOR = "pipeline"
 
@@ -49,7 +49,7 @@ def _promote(record: Run, window: str, challenger: str, rung: int) -> Outcome:
         champion_before=verdict.champion,
         champion_after=challenger,
         ledger_number=entry.number,
-        ledger_digest=sha256_hex(to_json(entry)),
+        ledger_digest=registry.record_digest(entry.number),
         reason=verdict.findings,
     )
 
@@ -100,7 +100,7 @@ def _turn_down(record: Run, window: str, rung: int) -> Outcome:
     digest: str | None
     try:
         entry = _append(registry, record, kind, window, verdict)
-        number, digest, champion = entry.number, sha256_hex(to_json(entry)), verdict.champion
+        number, digest, champion = entry.number, registry.record_digest(entry.number), verdict.champion
     except LostRace as race:  # the verdict stands for the champion it was made against; the ledger has moved on
         number, digest, champion = None, None, race.champion
     return Outcome(

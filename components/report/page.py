@@ -9,7 +9,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from components.core.config import Config
-from components.core.contracts import DriftReport, Lineage, RunReport, StepDocument, ValidationReport, Verdict
+from components.core.contracts import DriftReport, RunReport, StepDocument, ValidationReport, Verdict
 from components.core.errors import RetrainError
 from components.core.registry import Registry
 from components.core.runs import Run
@@ -77,5 +77,5 @@ def _known_windows(run: Run, config: Config, report: RunReport) -> list[Window]:
     if report.champion_before is None:
         return []
     registry = Registry(run.store, config.model)
-    lineage = Lineage.model_validate_json(registry.read_file(report.champion_before, "lineage.json"))
+    lineage = registry.lineage(report.champion_before)
     return [Window.open(run.store, config.dataset, window) for window in lineage.windows]

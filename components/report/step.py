@@ -34,11 +34,10 @@ def run(config_path: str, run_id: str, state: str) -> tuple[RunReport, str]:
     logger.info("report: the engine says %s (run %s)", state, run_id)
     started, clock = datetime.now(UTC), time.monotonic()
     report = summarise(record, ended=True)
+    # Derived from the other records, so replaced: a run that is retried from the UI is told anew.
+    record.replace(StepRecord(step="report", started=started, seconds=time.monotonic() - clock, document=report))
     page = _page(record, report)
     record.store.put(record.key("report.html"), page.encode())
-    seconds = time.monotonic() - clock
-    # Derived from the other records: a run that is retried from the UI is told anew.
-    record.replace(StepRecord(step="report", started=started, seconds=seconds, document=report))
     _tell_metrics(record, report)
     logger.info("report: %s", report.sentence)
     return report, page

@@ -68,7 +68,8 @@ def summarise(run: Run, *, ended: bool) -> RunReport:
     else:
         failures = [failure for failure in run.failures() if failure.step != "report"]
         word = "failed" if ended or failures else "unfinished"
-        reason = failures[0].sentence if failures else "No step filed an outcome: it is running, or its pod was lost."
+        lost = "its pod was lost, and its log has the reason." if ended else "it is running, or its pod was lost."
+        reason = failures[0].sentence if failures else f"No step filed an outcome: {lost}"
         champion = Registry(run.store, parameters.model).champion()
         before = after = champion.version if champion else None
     return RunReport(

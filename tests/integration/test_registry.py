@@ -257,48 +257,154 @@ def edit(path: Path, **changes: object) -> None:
 
 
 @pytest.mark.parametrize(
-    "tamper",
+    ("tamper", "seen_from_the_end"),
     [
-        lambda local: record_path(local, 1).unlink(),
-        lambda local: record_path(local, 2).unlink(),
-        lambda local: edit(record_path(local, 1), version=C),
-        lambda local: edit(record_path(local, 2), reason="another"),
-        lambda local: edit(record_path(local, 2), previous=None),
-        lambda local: edit(record_path(local, 3), previous="0" * 64),
-        lambda local: edit(record_path(local, 3), number=4),
-        lambda local: edit(record_path(local, 2), extra="key"),
-        lambda local: record_path(local, 2).write_bytes(b""),
-        lambda local: record_path(local, 3).write_bytes(record_path(local, 2).read_bytes()),
-        lambda local: record_path(local, 3).rename(record_path(local, 4)),
-        lambda local: record_path(local, 3).with_name("0000000004.json.bak").write_bytes(b"{}"),
-    ],
-    ids=[
-        "first record gone",
-        "gap",
-        "champion forged",
-        "reason edited",
-        "chain cut",
-        "chain forged",
-        "number edited",
-        "key added",
-        "record emptied",
-        "record repeated",
-        "record renamed",
-        "stranger",
+        pytest.param(lambda local: record_path(local, 1).unlink(), True, id="first record gone"),
+        pytest.param(lambda local: record_path(local, 2).unlink(), True, id="gap"),
+        pytest.param(lambda local: edit(record_path(local, 1), version=C), False, id="champion forged"),
+        pytest.param(lambda local: edit(record_path(local, 2), reason="another"), False, id="reason edited"),
+        pytest.param(lambda local: edit(record_path(local, 2), previous=None), False, id="chain cut"),
+        pytest.param(lambda local: edit(record_path(local, 3), previous=None), True, id="end cut off"),
+        pytest.param(lambda local: edit(record_path(local, 3), previous="0" * 64), False, id="chain forged"),
+        pytest.param(lambda local: edit(record_path(local, 3), number=4), True, id="number edited"),
+        pytest.param(lambda local: edit(record_path(local, 2), extra="key"), False, id="key added"),
+        pytest.param(lambda local: record_path(local, 2).write_bytes(b""), False, id="record emptied"),
+        pytest.param(lambda local: record_path(local, 3).write_bytes(b""), True, id="last record emptied"),
+        pytest.param(
+            lambda local: record_path(local, 3).write_bytes(record_path(local, 2).read_bytes()),
+            True,
+            id="record repeated",
+        ),
+        pytest.param(lambda local: record_path(local, 3).rename(record_path(local, 4)), True, id="record renamed"),
+        pytest.param(
+            lambda local: record_path(local, 3).with_name("0000000004.json.bak").write_bytes(b"{}"),
+            True,
+            id="stranger",
+        ),
     ],
 )
 def test_tampered_ledger_is_refused_for_reading_and_writing(
-    local: Registry, tamper: Callable[[Registry], object]
+    local: Registry, tamper: Callable[[Registry], object], seen_from_the_end: bool
 ) -> None:
     for version in (A, B, C):
         append(local, "promotion", version)
     tamper(local)
     before = sorted(path.name for path in stored(local, "ledger").iterdir())
     with pytest.raises(IntegrityError, match="ledger"):
-        local.champion()
+        local.ledger()
+    if seen_from_the_end:
+        with pytest.raises(IntegrityError, match="ledger"):
+            local.champion()
+    else:  # the last record says who is champion, and what stands before it is not read for that
+        assert champion_version(local) == C
     with pytest.raises(IntegrityError, match="ledger"):
         local.append("promotion", A, expected_champion=C, window=None, run_id=None, actor="tests", reason="because")
     assert sorted(path.name for path in stored(local, "ledger").iterdir()) == before
+
+
+@pytest.mark.parametrize("number", range(1, 6))
+@pytest.mark.parametrize("tamper", ["reason", "white space"])
+def test_an_edit_of_any_record_but_the_last_is_found(local: Registry, number: int, tamper: str) -> None:
+    for kind, version in (("promotion", A), ("hold", B), ("promotion", B), ("rejection", C), ("hold", C), ("hold", A)):
+        append(local, kind, version)
+    path = record_path(local, number)
+    if tamper == "reason":
+        edit(path, reason="another")
+    else:
+        path.write_bytes(path.read_bytes().replace(b"{", b"{ ", 1))
+    with pytest.raises(IntegrityError, match=f"record {number} is not the one that the record after it follows"):
+        local.ledger()
+
+
+def test_an_edit_between_the_end_and_the_champion_is_found_by_whoever_asks_for_the_champion(local: Registry) -> None:
+    for kind, version in (("promotion", A), ("hold", B), ("rejection", C)):
+        append(local, kind, version)
+    edit(record_path(local, 2), reason="another")
+    with pytest.raises(IntegrityError, match="record 2"):
+        local.champion()
+
+
+class CountingStore(DirectoryStore):
+    """Counts what is read."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.read: list[str] = []
+
+    def get(self, key: str, *, offset: int = 0, length: int | None = None) -> bytes:
+        self.read.append(key.rpartition("/")[2])
+        return super().get(key, offset=offset, length=length)
+
+
+def test_champion_is_read_from_the_end_of_the_ledger(tmp_path: Path) -> None:
+    store = CountingStore(tmp_path / "store")
+    registry = Registry(store, "digits")
+    for number in range(12):
+        append(registry, "promotion", f"{number:032d}")
+    append(registry, "rejection", A)
+    append(registry, "hold", B)
+    store.read.clear()
+    assert champion_version(registry) == f"{11:032d}"
+    assert store.read == ["0000000014.json", "0000000013.json", "0000000012.json"]
+
+
+def write_records_of_a_newer_release(registry: Registry) -> list[bytes]:
+    """File three records that know a field more than this release does, chained by the digests of their bytes."""
+    chain: list[bytes] = []
+    for number, (kind, version) in enumerate((("promotion", A), ("hold", B), ("promotion", C)), start=1):
+        record = {
+            "signature": {"by": "a newer release"},
+            "number": number,
+            "kind": kind,
+            "version": version,
+            "champion_before": None if number == 1 else A,
+            "window": "w1",
+            "run_id": f"run-{number}",
+            "actor": "tests",
+            "reason": "because",
+            "nonce": f"{number:032d}",
+            "previous": sha256_hex(chain[-1]) if chain else None,
+            "created": "2026-01-02T03:04:05Z",
+        }
+        chain.append(json.dumps(record, indent=2).encode())  # not how this release writes JSON either
+        registry.store.put_new(f"models/{registry.model}/ledger/{number:010d}.json", chain[-1])
+    return chain
+
+
+@anywhere
+def test_ledger_of_a_newer_release_is_read_verified_and_continued(registry: Registry) -> None:
+    chain = write_records_of_a_newer_release(registry)
+    assert [(r.number, r.kind, r.version) for r in registry.ledger()] == [
+        (1, "promotion", A),
+        (2, "hold", B),
+        (3, "promotion", C),
+    ]
+    assert champion_version(registry) == C
+    assert append(registry, "hold", B, run_id="run-2", expected_champion=None).number == 2, (
+        "the run has filed it before"
+    )
+    record = append(registry, "rollback", A)
+    assert (record.number, record.champion_before, record.previous) == (4, C, sha256_hex(chain[-1]))
+    assert [r.number for r in registry.ledger()] == [1, 2, 3, 4]
+
+
+def test_field_that_this_release_does_not_know_is_protected_too(local: Registry) -> None:
+    write_records_of_a_newer_release(local)
+    edit(record_path(local, 1), signature={"by": "somebody else"})
+    with pytest.raises(IntegrityError, match="record 1"):
+        local.ledger()
+
+
+def test_version_of_a_newer_release_is_verified_by_the_bytes_of_its_manifest(local: Registry) -> None:
+    manifest = json.dumps({"signed": True, "files": {"card.md": sha256_hex(b"card")}}, indent=1).encode()
+    version = sha256_hex(manifest)[:32]
+    local.store.put(f"models/digits/versions/{version}/manifest.json", manifest)
+    local.store.put(f"models/digits/versions/{version}/card.md", b"card")
+    assert local.read_file(version, "card.md") == b"card"
+    assert local.verify_version(version).files == {"card.md": sha256_hex(b"card")}
+    local.store.put(f"models/digits/versions/{version}/manifest.json", manifest.replace(b"true", b"null"))
+    with pytest.raises(IntegrityError, match=r"manifest\.json"):
+        local.verify_version(version)
 
 
 # Races

@@ -16,7 +16,8 @@ from components.core.windows import Window
 from components.ingest.step import ingest
 
 CONFIG = Config(store=StoreConfig(uri="unused"))
-SPEC = ModelSpec(architecture="small-cnn", classes=("cat", "dog"), image_size=4, channels=3, mean=(0.5,) * 3, std=(0.5,) * 3)
+HALF = (0.5, 0.5, 0.5)
+SPEC = ModelSpec(architecture="small-cnn", classes=("cat", "dog"), image_size=4, channels=3, mean=HALF, std=HALF)
 
 
 def encode(image: Image.Image, kind: str = "PNG") -> bytes:
@@ -169,7 +170,8 @@ def test_a_smaller_holdout_does_not_turn_held_out_images_into_training_images(tm
     everything = load_images([first, second], "train", SPEC, SPEC.classes)
     for images in (new, everything):
         assert held_out.isdisjoint(row.sha256 for row in images.rows)
-    assert {r.sha256 for r in new.rows} == {s for s, side in sides(second).items() if side == "train"} - set(sides(first))
+    arrived = {sha for sha, side in sides(second).items() if side == "train"}
+    assert {row.sha256 for row in new.rows} == arrived - set(sides(first))
 
 
 def test_more_images_than_are_decoded_at_once_stay_in_order(

@@ -171,6 +171,15 @@ def test_a_new_class_without_a_held_out_row_is_neither_learnt_nor_failed() -> No
     assert (check.passed, check.conclusive) == (False, False)
 
 
+def test_a_new_class_failed_for_certain_is_not_hidden_by_one_without_rows() -> None:
+    new = holdout(950, 1000, recall={"c": 0.1})
+    new = new.model_copy(update={"new_classes": {"b": ClassRecall(rows=0, correct=0), **new.new_classes}})
+    check = learns_new_classes(evaluation(GOOD, new), CONFIG)
+    assert check is not None
+    assert (check.passed, check.conclusive) == (False, True)
+    assert judge(evaluation(GOOD, new), CONFIG, higher_rung_left=False).verdict == "reject"
+
+
 def test_a_new_class_without_rows_does_not_pass_where_nothing_is_asked_of_it() -> None:
     config = CONFIG.model_copy(update={"min_new_class_recall": 0.0})
     check = learns_new_classes(evaluation(GOOD, holdout(95, 100, recall={"c": 0.0}, new_rows=0)), config)

@@ -11,9 +11,12 @@ import pytest
 from PIL import Image
 
 from components.core.config import Config, IngestConfig, StoreConfig
+from components.core.contracts import Failure, WindowDocument
 from components.core.errors import ConfigurationError, SourceError
+from components.core.runs import Run
 from components.core.storage import DirectoryStore
 from components.core.windows import ImageRow, Window
+from components.ingest import step
 from components.ingest.inspection import inspect_image
 from components.ingest.step import ingest, mark_duplicates
 
@@ -114,6 +117,46 @@ def test_a_wrong_folder_leaves_the_store_empty(tmp_path: Path, store: DirectoryS
     with pytest.raises(SourceError):
         ingest(store, CONFIG, str(tmp_path / "empty"))
     assert files(store) == {}
+
+
+@pytest.fixture
+def config_path(tmp_path: Path, store: DirectoryStore) -> str:
+    path = tmp_path / "retrain.yaml"
+    path.write_text("store: {uri: store}\nmodel: m\n")
+    return str(path)
+
+
+def test_a_wrong_strategy_is_filed_with_the_run_that_asked_for_it(
+    delivery: Path, store: DirectoryStore, config_path: str
+) -> None:
+    with pytest.raises(ConfigurationError, match="fine-tone"):
+        step.run(config_path, "run-1", str(delivery), "fine-tone")
+    run = Run(store, "run-1")
+    assert (run.parameters.strategy, run.parameters.source, run.parameters.model) == ("fine-tone", str(delivery), "m")
+    assert run.config.model == "m"
+    failure = run.need("failure-ingest", Failure)
+    assert (failure.step, failure.error, failure.exit_code) == ("ingest", "ConfigurationError", 2)
+    assert "fine-tone" in failure.message
+    assert run.read("ingest", WindowDocument) is None
+    assert not list(store.list_objects("datasets/")), "nothing was packed"
+    assert run.failures() == [failure]
+
+
+def test_a_wrong_source_is_filed_with_the_run_that_asked_for_it(
+    tmp_path: Path, store: DirectoryStore, config_path: str
+) -> None:
+    with pytest.raises(SourceError):
+        step.run(config_path, "run-1", str(tmp_path / "nowhere"), "auto")
+    assert Run(store, "run-1").parameters.source == str(tmp_path / "nowhere")
+    assert Run(store, "run-1").need("failure-ingest", Failure).error == "SourceError"
+
+
+def test_a_run_begins_with_its_window(delivery: Path, store: DirectoryStore, config_path: str) -> None:
+    document = step.run(config_path, "run-1", str(delivery), "fine-tune")
+    run = Run(store, "run-1")
+    assert run.need("ingest", WindowDocument) == document
+    assert run.parameters.strategy == "fine-tune"
+    assert run.failures() == []
 
 
 def test_groups_are_not_split(delivery: Path, store: DirectoryStore) -> None:

@@ -29,7 +29,12 @@ def seeded(seed: int) -> torch.Generator:
 
 def spec(architecture: str = "small-cnn", channels: int = 1, size: int = 16, classes: str = "abc") -> ModelSpec:
     return ModelSpec(
-        architecture=architecture, classes=tuple(classes), image_size=size, channels=channels, mean=0.4, std=0.3
+        architecture=architecture,
+        classes=tuple(classes),
+        image_size=size,
+        channels=channels,
+        mean=(0.4,) * channels,
+        std=(0.3,) * channels,
     )
 
 
@@ -69,6 +74,14 @@ def test_input_is_scaled_and_normalised_as_the_spec_says() -> None:
     # (255 / 255 - 0.4) / 0.3 = 2 and (0 - 0.4) / 0.3 = -4/3.
     seen = recorder.embed(torch.tensor([255, 0], dtype=torch.uint8).reshape(2, 1, 1, 1))
     assert seen.flatten().tolist() == pytest.approx([2.0, -4 / 3])
+    # Each channel by its own: (1 - 0) / 1, (1 - 0.5) / 0.5, (1 - 0.25) / 0.25.
+    coloured = spec(size=1, channels=3).model_copy(update={"mean": (0.0, 0.5, 0.25), "std": (1.0, 0.5, 0.25)})
+    seen = Classifier(coloured, Recorder(), 3).embed(torch.full((1, 3, 1, 1), 255, dtype=torch.uint8))
+    assert seen.flatten().tolist() == pytest.approx([1.0, 1.0, 3.0])
+
+
+def test_the_normalisation_is_of_the_spec_and_not_among_the_weights(model: Classifier) -> None:
+    assert not {"mean", "std"} & set(model.state_dict())
 
 
 def test_one_seed_gives_one_network() -> None:

@@ -181,6 +181,12 @@ def test_the_first_model_learns_every_class_of_its_window() -> None:
     assert plan(replace(BOOTSTRAP, window_classes={"dog": 400, "cat": 1})).classes == ("cat", "dog")
 
 
+def test_a_first_model_of_one_class_is_not_trained() -> None:
+    decision = plan(replace(BOOTSTRAP, window_classes={"cat": 400}))
+    assert (decision.action, decision.rule, strategies(decision)) == ("skip", "no-champion", [])
+    assert "two classes" in decision.reasons[0]
+
+
 def test_rungs_cost_rows_times_epochs_over_speed() -> None:
     # Fine-tune: 30 % of 1,000 old rows + 400 new = 700 rows, 10 epochs at 100 a second: 70 s. Retrain, at a speed of
     # its own: 1,400 rows, 30 epochs at 50 a second: 840 s.
@@ -222,7 +228,7 @@ def test_a_skip_does_not_claim_that_unmeasured_images_look_the_same() -> None:
 
 
 def test_a_drop_that_chance_explains_is_not_called_small() -> None:
-    # A reader sees "a drop of 10.0 points against a threshold of 3.0" and "nothing to gain": the reason is the interval.
+    # A reader sees "a drop of 10.0 points", over the threshold of 3.0, and "nothing to gain": the reason is chance.
     sentence = plan(replace(QUIET, drift=drift(0.1, lower=-0.05, upper=0.25))).reasons[0]
     assert "a drop of 10.0 points (95 % interval -5.0 to 25.0), which may be chance." in sentence
 

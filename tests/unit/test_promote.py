@@ -54,6 +54,24 @@ def test_promotion_is_one_record_and_repeating_the_step_adds_none(config_path: P
     assert [(r.kind, r.version, r.run_id) for r in registry.ledger()] == [("promotion", version, "one")]
 
 
+@pytest.mark.parametrize("word", ["promote", "reject", "hold"])
+def test_outcome_bears_witness_to_its_ledger_record(config_path: Path, word: str):
+    run, registry = begin(config_path, "one")
+    version = registry.save_version({"weights": b"1"})
+    judged(run, version, None, word)
+    if word == "promote":
+        told = step.promote(str(config_path), "one", "w", version, 1)
+    else:
+        told = step.record_outcome(str(config_path), "one", "w", word, 1)
+    assert (told.ledger_number, told.ledger_digest is None) == (1, False)
+    registry.check_witness(1, str(told.ledger_digest))
+    key = "models/m/ledger/0000000001.json"
+    run.store.put(key, run.store.get(key).replace(b'"w"', b'"x"'))
+    assert len(registry.ledger()) == 1, "the newest record has no follower that would notice"
+    with pytest.raises(IntegrityError, match="record 1 is not the one that its run has written"):
+        registry.check_witness(1, str(told.ledger_digest))
+
+
 def test_step_cut_off_between_ledger_and_record_promotes_once(config_path: Path):
     run, registry = begin(config_path, "one")
     version = registry.save_version({"weights": b"1"})

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from components.core.config import Config, LoopConfig, StoreConfig
+from components.core.config import Config, LoopConfig, StoreConfig, load_config
 from components.core.contracts import (
+    Accuracies,
     CheckedExpectation,
     CheckResult,
     Decision,
@@ -23,19 +24,22 @@ from components.core.contracts import (
     PairedOutcome,
     Rung,
     RunParameters,
+    RunReport,
     StepDocument,
     TrainingSummary,
     ValidationReport,
     Verdict,
     WindowDocument,
 )
+from components.core.errors import IntegrityError
 from components.core.registry import Registry
 from components.core.runs import Run, StepRecord
 from components.core.storage import DirectoryStore
 from components.ingest.step import ingest
+from components.report import step
 from components.report.page import render_page
 from components.report.pictures import thumbnail
-from components.report.summary import read_failures, read_steps, summarise
+from components.report.summary import read_steps, summarise
 
 START = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 HOSTILE = "<script>alert('x')</script> & \"co\""
@@ -48,10 +52,10 @@ def store(tmp_path: Path) -> DirectoryStore:
     return DirectoryStore(tmp_path / "store")
 
 
-def begin(store: DirectoryStore, run_id: str = "run-1", source: str = "delivery") -> Run:
+def begin(store: DirectoryStore, run_id: str = "run-1", source: str = "delivery", config: Config = CONFIG) -> Run:
     run = Run(store, run_id)
     run.begin(
-        CONFIG, RunParameters(run_id=run_id, model="classifier", dataset="images", source=source, strategy="auto")
+        config, RunParameters(run_id=run_id, model="classifier", dataset="images", source=source, strategy="auto")
     )
     return run
 
@@ -61,11 +65,15 @@ def file(run: Run, step: str, document: StepDocument, after: float = 0.0, second
 
 
 def scores(correct: int) -> HoldoutScores:
+    """Of 150 rows, 100 are of classes both know: the champion has 70 of these right, the challenger `correct`."""
+    gained = correct - 60
     return HoldoutScores(
-        rows=100,
+        rows=150,
         correct=correct,
-        paired=PairedOutcome(both_right=60, only_champion_right=10, both_wrong=30),
-        new_class_recall={},
+        paired=PairedOutcome(
+            both_right=60, only_champion_right=10, only_challenger_right=gained, both_wrong=30 - gained
+        ),
+        new_classes={},
         classes=("cat",),
         confusion=((100,),),
     )
@@ -129,8 +137,8 @@ def drift(accuracy: float | None = 0.9) -> DriftReport:
         views=(DriftView(name="embeddings", p_value=0.25, effect=0.125),),
         p_value=0.25,
         reference_accuracy=accuracy,
-        window_accuracy=accuracy,
-        accuracy_drop=None if accuracy is None else 0.0,
+        window_accuracy=None if accuracy is None else accuracy - 0.25,
+        accuracy_drop=None if accuracy is None else 0.25,
     )
 
 
@@ -139,12 +147,12 @@ def drift(accuracy: float | None = 0.9) -> DriftReport:
 
 def test_a_promotion_is_told_from_its_last_attempt(store: DirectoryStore) -> None:
     run = begin(store)
-    file(run, "detect_drift", drift(), 1, 2.0)
+    file(run, "detect_drift", drift(0.75), 1, 2.0)
     file(run, "decide", decision(), 3)
     attempt(run, 1, "fine-tune", "escalate", 10)
     attempt(run, 2, "retrain", "promote", 20)
     file(run, "outcome", outcome("promoted", "c2"), 30, 0.5)
-    report = summarise(run)
+    report = summarise(run, ended=True)
     assert (report.outcome, report.verdict, report.attempts, report.strategy) == ("promoted", "promote", 2, "retrain")
     assert (report.champion_before, report.champion_after) == ("v1", "c2")
     assert (report.action, report.rule, report.drift) == ("train", "measurable-drop", "stable")
@@ -153,29 +161,41 @@ def test_a_promotion_is_told_from_its_last_attempt(store: DirectoryStore) -> Non
     assert report.started == START + timedelta(seconds=1)
     assert report.seconds == pytest.approx(29.5)
     assert report.step_seconds["train-2"] == 4.0
-    assert report.accuracy == {
-        "champion_old": pytest.approx(0.7),
-        "challenger_old": pytest.approx(0.8),
-        "champion_new": pytest.approx(0.7),
-        "challenger_new": pytest.approx(0.72),
-    }
+    assert report.accuracy == Accuracies(champion_old=0.7, challenger_old=0.8, champion_new=0.7, challenger_new=0.72)
+    assert (report.reference_accuracy, report.window_accuracy) == (0.75, 0.5)
 
 
 def test_a_skip_shows_what_drift_detection_measured(store: DirectoryStore) -> None:
     run = begin(store)
-    file(run, "detect_drift", drift(0.9))
+    file(run, "detect_drift", drift(0.75))
     file(run, "decide", decision("skip", "Nothing to gain."))
     file(run, "outcome", outcome("skipped", "v1"))
-    report = summarise(run)
+    report = summarise(run, ended=True)
     assert (report.outcome, report.action, report.strategy, report.attempts) == ("skipped", "skip", None, 0)
-    assert report.accuracy == {"champion_old": 0.9, "champion_new": 0.9}
+    assert report.accuracy == Accuracies()
+    assert (report.reference_accuracy, report.window_accuracy) == (0.75, 0.5)
     assert report.sentence == "skipped: Nothing to gain."
 
 
 def test_a_run_without_measured_accuracy_has_none(store: DirectoryStore) -> None:
     run = begin(store)
     file(run, "detect_drift", drift(None))
-    assert summarise(run).accuracy == {}
+    report = summarise(run, ended=True)
+    assert (report.accuracy, report.reference_accuracy, report.window_accuracy) == (Accuracies(), None, None)
+
+
+def test_accuracies_of_a_first_model_are_its_own_over_all_rows() -> None:
+    first = Evaluation(
+        champion=None, challenger="c1", old=None, new=scores(75).model_copy(update={"paired": PairedOutcome()})
+    )
+    assert first.accuracies == Accuracies(challenger_new=0.5)
+    assert first.figures == {"challenger_new": 0.5, "challenger_new_all_classes": 0.5}
+
+
+def test_both_models_are_compared_on_the_same_rows() -> None:
+    evaluation = Evaluation(champion="v1", challenger="c1", old=None, new=scores(75))
+    assert evaluation.accuracies == Accuracies(champion_new=0.7, challenger_new=0.75)
+    assert evaluation.figures == {"champion_new": 0.7, "challenger_new": 0.75, "challenger_new_all_classes": 0.5}
 
 
 def failure(step: str, message: str = "found a hole; expected none; next: fill it") -> Failure:
@@ -186,12 +206,12 @@ def test_a_crash_is_told_with_its_step_and_message(store: DirectoryStore) -> Non
     run = begin(store)
     file(run, "decide", decision())
     file(run, "failure-train-1", failure("train-1"))
-    report = summarise(run)
+    report = summarise(run, ended=True)
     assert report.outcome == "failed"
     assert "train-1" in report.reason
     assert "found a hole" in report.reason
     assert (report.champion_before, report.champion_after) == (None, None)
-    assert [f.step for f in read_failures(run)] == ["train-1"]
+    assert [f.step for f in run.failures()] == ["train-1"]
 
 
 def test_a_failed_run_keeps_the_champion_of_the_ledger(store: DirectoryStore) -> None:
@@ -200,14 +220,50 @@ def test_a_failed_run_keeps_the_champion_of_the_ledger(store: DirectoryStore) ->
     registry.append(
         "promotion", "v7", expected_champion=None, window=None, run_id="earlier", actor="test", reason="first"
     )
-    report = summarise(run)
+    report = summarise(run, ended=True)
     assert (report.champion_before, report.champion_after) == ("v7", "v7")
 
 
-def test_a_run_that_left_nothing_is_failed_and_points_at_the_log(store: DirectoryStore) -> None:
-    report = summarise(begin(store))
+def test_a_run_that_left_nothing_is_failed_and_says_that_nobody_knows_why(store: DirectoryStore) -> None:
+    report = summarise(begin(store), ended=True)
     assert (report.outcome, report.seconds, report.step_seconds) == ("failed", 0.0, {})
-    assert "log" in report.reason
+    assert "No step filed an outcome" in report.reason
+    assert "pod was lost" in report.reason
+
+
+def test_a_run_that_has_not_ended_is_unfinished(store: DirectoryStore) -> None:
+    run = begin(store)
+    file(run, "detect_drift", drift())
+    file(run, "decide", decision())
+    report = summarise(run, ended=False)
+    assert (report.outcome, report.action, report.verdict) == ("unfinished", "train", None)
+    assert summarise(run, ended=True).outcome == "failed"
+
+
+@pytest.mark.parametrize("ended", [True, False])
+def test_a_failure_or_an_outcome_counts_whether_the_run_has_ended_or_not(store: DirectoryStore, ended: bool) -> None:
+    run = begin(store)
+    file(run, "failure-train-1", failure("train-1"))
+    assert summarise(run, ended=ended).outcome == "failed"
+    attempt(run, 1, "fine-tune", "promote", 0)
+    file(run, "outcome", outcome("promoted", "c1"))
+    assert summarise(run, ended=ended).outcome == "promoted"
+
+
+def test_the_first_of_several_failures_is_the_reason(store: DirectoryStore) -> None:
+    run = begin(store)
+    file(run, "failure-decide", failure("decide", "came of it"), 5)
+    file(run, "failure-train-1", failure("train-1", "began it"), 1)
+    assert "began it" in summarise(run, ended=True).reason
+
+
+def test_a_mended_failure_is_no_reason(store: DirectoryStore) -> None:
+    run = begin(store)
+    file(run, "failure-decide", failure("decide", "mended"), 1)
+    file(run, "failure-train-1", failure("train-1", "still there"), 5)
+    file(run, "decide", decision(), 3)
+    assert "still there" in summarise(run, ended=True).reason
+    assert "mended" not in summarise(run, ended=True).reason
 
 
 def test_steps_come_in_the_order_of_the_graph(store: DirectoryStore) -> None:
@@ -357,3 +413,130 @@ def test_thumbnails_are_small_png_of_any_mode(mode: str, tmp_path: Path) -> None
     uri = thumbnail(path.read_bytes())
     assert uri.startswith("data:image/png;base64,")
     assert len(uri) < 40_000
+
+
+def test_a_skip_shows_in_brackets_what_drift_detection_measured(store: DirectoryStore) -> None:
+    run = begin(store)
+    file(run, "detect_drift", drift(0.75))
+    file(run, "outcome", outcome("skipped", "v1").model_copy(update={"champion_before": None}))
+    text = Elements(render_page([run])).text
+    assert "(75.0 %)" in text
+    assert "(50.0 %)" in text
+    assert "→" not in text.partition("Accuracies of")[0]
+
+
+def test_a_promotion_shows_both_models_on_the_same_rows(store: DirectoryStore) -> None:
+    run = begin(store)
+    file(run, "detect_drift", drift(0.75))
+    attempt(run, 2, "retrain", "promote", 10)
+    file(run, "outcome", outcome("promoted", "c2").model_copy(update={"champion_before": None}))
+    text = Elements(render_page([run])).text
+    assert "70.0 % → 80.0 %" in text
+    assert "70.0 % → 72.0 %" in text
+    assert "(75.0 %)" not in text
+
+
+# --- the step
+
+
+@pytest.fixture
+def config_path(tmp_path: Path) -> str:
+    path = tmp_path / "retrain.yaml"
+    path.write_text("store: {uri: store}\n")
+    return str(path)
+
+
+def begin_step(store: DirectoryStore, config_path: str) -> Run:
+    return begin(store, config=load_config(config_path))
+
+
+def without_champion(word: str, after: str | None) -> Outcome:
+    return outcome(word, after).model_copy(update={"champion_before": None})
+
+
+def test_the_step_files_report_page_and_metrics(store: DirectoryStore, config_path: str) -> None:
+    run = begin_step(store, config_path)
+    file(run, "decide", decision("skip", "Nothing to gain."))
+    file(run, "outcome", without_champion("skipped", None))
+    report, page = step.run(config_path, "run-1", "SUCCEEDED")
+    assert report.outcome == "skipped"
+    assert run.need("report", RunReport) == report
+    assert run.store.get(run.key("report.html")).decode() == page
+    assert "Nothing to gain." in Elements(page).text
+    assert "retrain_run_success 1.0" in run.store.get(run.key("metrics.prom")).decode()
+
+
+def test_a_run_that_is_retried_is_told_anew(store: DirectoryStore, config_path: str) -> None:
+    run = begin_step(store, config_path)
+    file(run, "decide", decision())
+    file(run, "failure-train-1", failure("train-1"))
+    first, first_page = step.run(config_path, "run-1", "FAILED")
+    assert (first.outcome, run.need("report", RunReport)) == ("failed", first)
+    assert "found a hole" in first.reason
+    assert "found a hole" in Elements(first_page).text
+    assert "retrain_run_success 0.0" in run.store.get(run.key("metrics.prom")).decode()
+
+    attempt(run, 1, "fine-tune", "promote", 10)
+    file(run, "outcome", without_champion("promoted", "c1"), 20)
+    second, second_page = step.run(config_path, "run-1", "SUCCEEDED")
+    assert (second.outcome, second.champion_after, second.attempts) == ("promoted", "c1", 1)
+    assert run.need("report", RunReport) == second
+    assert "retrain_run_success 1.0" in run.store.get(run.key("metrics.prom")).decode()
+    assert run.store.get(run.key("report.html")).decode() == second_page
+    assert {tag(first_page), tag(second_page)} == {"failed", "promoted"}
+    assert "found a hole" not in Elements(second_page).text
+
+
+def tag(page: str) -> str:
+    """The outcome that a page of one run shows beside its source."""
+    (shown,) = set(re.findall(r'<span class="tag [^"]*">([^<]*)</span>', page))
+    return str(shown)
+
+
+def test_a_run_whose_pod_was_lost_is_failed_in_the_report_and_on_its_page(
+    store: DirectoryStore, config_path: str
+) -> None:
+    begin_step(store, config_path)
+    report, page = step.run(config_path, "run-1", "RUNNING")
+    assert report.outcome == "failed"
+    assert tag(page) == "failed"
+
+
+def test_a_damaged_window_costs_the_page_its_pictures_only(
+    store: DirectoryStore, config_path: str, tmp_path: Path
+) -> None:
+    (tmp_path / "delivery" / "cat").mkdir(parents=True)
+    for number in range(4):
+        Image.new("L", (8, 8), 60 * number).save(tmp_path / "delivery" / "cat" / f"{number}.png")
+    run = begin_step(store, config_path)
+    document = ingest(store, CONFIG, str(tmp_path / "delivery"))
+    store.delete(f"datasets/images/windows/{document.id}/{document.manifest}")
+    file(run, "ingest", document)
+    file(run, "decide", decision("skip", "Nothing to gain."))
+    file(run, "outcome", without_champion("skipped", None), 5)
+    report, page = step.run(config_path, "run-1", "SUCCEEDED")
+    assert (report.outcome, run.need("report", RunReport)) == ("skipped", report)
+    text = Elements(page).text
+    assert f"{document.manifest} is missing" in text.partition("No pictures:")[2]
+    assert "Nothing to gain." in text
+
+
+def test_a_page_that_cannot_be_drawn_does_not_fail_the_step(
+    store: DirectoryStore, config_path: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(runs: object) -> str:
+        raise IntegrityError(f"found {HOSTILE}", expected="a page", next_command="wait")
+
+    monkeypatch.setattr("components.report.page.render_page", refuse)
+    run = begin_step(store, config_path)
+    file(run, "decide", decision("skip", f"Because of {HOSTILE}."))
+    file(run, "outcome", without_champion("skipped", None), 5)
+    report, page = step.run(config_path, "run-1", "SUCCEEDED")
+    assert (report.outcome, run.need("report", RunReport)) == ("skipped", report)
+    assert run.store.get(run.key("report.html")).decode() == page
+    elements = Elements(page)
+    assert f"found {HOSTILE}" in elements.text.partition("The page cannot be drawn:")[2]
+    assert f"skipped: Because of {HOSTILE}." in elements.text
+    assert "script" not in elements.tags
+    assert "the page cannot be drawn" in caplog.text
+    assert "retrain_run_success 1.0" in run.store.get(run.key("metrics.prom")).decode()

@@ -5,6 +5,7 @@ Not covered: how runs are started (pipelines).
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 from collections.abc import Callable
@@ -215,6 +216,53 @@ def test_failure_that_cannot_be_filed_does_not_hide_the_error(tmp_path: Path) ->
 
     with pytest.raises(ZeroDivisionError):
         perform("train", run, Outcome, work)
+
+
+def file_failure(run: Run, step: str, started: str, message: str = "a hole") -> Failure:
+    failure = Failure(step=step, error="DataError", message=message, exit_code=2)
+    run.replace(StepRecord(step=f"failure-{step}", started=started, seconds=0.0, document=failure))
+    return failure
+
+
+def test_failures_come_oldest_first_whatever_the_steps_are_called(run: Run) -> None:
+    assert run.failures() == []
+    late = file_failure(run, "decide", "2026-01-02T03:00:02Z")
+    early = file_failure(run, "train-1", "2026-01-02T03:00:00Z")
+    between = file_failure(run, "outcome", "2026-01-02T03:00:01Z")
+    file_failure(Run(run.store, "run-2"), "ingest", "2026-01-01T00:00:00Z")
+    assert run.failures() == [early, between, late]
+
+
+def test_failure_that_a_later_attempt_has_mended_is_left_out(run: Run) -> None:
+    other = file_failure(run, "train-2", "2026-01-02T03:00:00Z")
+    with pytest.raises(ZeroDivisionError):
+        perform("train-1", run, Outcome, fail_with(ZeroDivisionError()))
+    assert [failure.step for failure in run.failures()] == ["train-2", "train-1"]
+    perform("train-1", run, Outcome, Work())
+    assert run.failures() == [other]
+    assert run.need("failure-train-1", Failure).error == "ZeroDivisionError", "the record itself stays"
+
+
+def test_last_failure_of_a_step_is_the_one_that_is_told(run: Run) -> None:
+    for error in (ZeroDivisionError("by nothing"), DataError("a folder", expected="a file", next_command="ls")):
+        with pytest.raises(type(error)):
+            perform("train", run, Outcome, fail_with(error))
+    assert [failure.error for failure in run.failures()] == ["DataError"]
+
+
+def test_derived_record_can_be_replaced(run: Run) -> None:
+    for reason in ("first", "second"):
+        run.replace(StepRecord(step="report", started="2025-01-01T00:00:00Z", seconds=0.0, document=outcome(reason)))
+    assert run.need("report", Outcome) == outcome("second")
+
+
+def test_record_of_a_newer_release_is_read_without_what_it_adds(run: Run) -> None:
+    perform("report", run, Outcome, Work())
+    record = json.loads(run.store.get(run.key("report.json")))
+    record["pod"] = "trainer-1"
+    record["document"]["approved_by"] = ["somebody"]
+    run.store.put(run.key("report.json"), json.dumps(record).encode())
+    assert run.need("report", Outcome) == outcome("done 1 times")
 
 
 def test_log_tells_of_start_and_end(run: Run, caplog: pytest.LogCaptureFixture) -> None:

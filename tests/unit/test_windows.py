@@ -14,7 +14,7 @@ from scipy.stats import binom
 from components.core.contracts import WindowDocument
 from components.core.errors import ConfigurationError, IntegrityError
 from components.core.storage import DirectoryStore, sha256_hex
-from components.core.windows import SCHEMA, ImageRow, Window, split_of, window_id, write_window
+from components.core.windows import SCHEMA, ImageRow, Split, Window, select_rows, split_of, window_id, write_window
 
 
 def content(number: int) -> bytes:
@@ -374,3 +374,73 @@ def test_two_deliveries_of_the_same_images_written_at_once_leave_a_readable_wind
     document = write_window(store, "images", "delivery", rows, overtaken, shard_bytes=2**20)
     assert document.id == raced[0].id
     assert len(Window.open(store, "images", document.id).manifest()) == 27
+
+
+# --- windows that follow others
+
+
+def stored(store: DirectoryStore, rows: list[ImageRow]) -> Window:
+    return Window(store, write(store, rows))
+
+
+def numbers(rows: list[ImageRow]) -> set[int]:
+    return {int(Path(row.source).stem) for row in rows}
+
+
+def grouped(number: int, group: str | None, split: str) -> ImageRow:
+    return replace(image_row(number, split=split), group=group)
+
+
+@pytest.mark.parametrize("split", [None, "train", "holdout"])
+def test_without_an_earlier_window_every_usable_row_is_selected(store: DirectoryStore, split: Split | None) -> None:
+    window = stored(store, some_rows())
+    assert select_rows(window, split, []) == window.rows(split)
+
+
+def test_the_same_bytes_under_another_group_stay_in_the_earlier_window(store: DirectoryStore) -> None:
+    earlier = stored(store, [grouped(1, None, "holdout"), grouped(2, "old", "holdout"), grouped(3, None, "train")])
+    window = stored(store, [grouped(n, "clip", "train") for n in (1, 2, 3, 4)])
+    assert numbers(select_rows(window, "train", [earlier])) == {4}
+    assert numbers(select_rows(window, None, [earlier])) == {4}
+
+
+def test_a_group_that_would_change_sides_is_left_out(store: DirectoryStore) -> None:
+    earlier = stored(store, [grouped(1, "stays", "train"), grouped(2, "moves", "holdout"), grouped(3, None, "holdout")])
+    window = stored(
+        store,
+        [
+            grouped(4, "stays", "train"),
+            grouped(5, "moves", "train"),
+            grouped(6, "new", "train"),
+            grouped(7, None, "train"),
+        ],
+    )
+    assert numbers(select_rows(window, "train", [earlier])) == {4, 6, 7}
+    assert numbers(select_rows(window, None, [earlier])) == {4, 6, 7}
+
+
+def test_a_group_stays_where_it_stood_first(store: DirectoryStore) -> None:
+    first, second = stored(store, [grouped(1, "clip", "holdout")]), stored(store, [grouped(2, "clip", "train")])
+    third = stored(store, [grouped(3, "clip", "train"), grouped(4, "clip", "holdout")])
+    assert numbers(select_rows(third, None, [first, second])) == {4}
+    assert select_rows(second, None, [first]) == []
+
+
+def test_rows_that_an_earlier_window_set_aside_are_new(store: DirectoryStore) -> None:
+    earlier = stored(store, [image_row(1, status="conflicting", split="none"), image_row(2)])
+    window = stored(store, [image_row(1), image_row(2), image_row(3)])
+    assert numbers(select_rows(window, "train", [earlier])) == {1, 3}
+
+
+@pytest.mark.parametrize("most", [0, 10**6], ids=["whole shards", "one by one"])
+def test_images_are_the_same_however_they_are_read(
+    store: DirectoryStore, monkeypatch: pytest.MonkeyPatch, most: int
+) -> None:
+    window = stored(store, some_rows())
+    monkeypatch.setattr("components.core.windows.RANGED_READS", most)
+    pairs = list(window.images(window.rows()))
+    assert len(pairs) == 25
+    assert all(data == read(row) for row, data in pairs)
+    store.delete(f"datasets/images/windows/{window.document.id}/{first_shard(window.document)}")
+    with pytest.raises(IntegrityError, match=r"images-00000.* is missing"):
+        list(window.images(window.rows()))
