@@ -254,7 +254,7 @@ def load_config(path: str | Path) -> Config:
             next_command="retrain config > retrain.yaml, then edit store.uri",
         ) from error
     try:
-        raw = yaml.load(text, Loader=_UniqueKeys)  # noqa: S506  # a SafeLoader
+        raw = _UniqueKeys(text).get_single_data()
     except yaml.YAMLError as error:
         raise ConfigurationError(
             f"{path} is not YAML: {error}", expected="key: value lines", next_command=f"mend {path}"

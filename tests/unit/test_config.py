@@ -211,3 +211,20 @@ def test_a_grown_learning_rate_of_one_loop_leaves_the_others() -> None:
     training = parse_config(yaml.safe_load(text), origin="retrain.yaml").training
     assert (training.retrain.epochs, training.retrain.weight_decay) == (2, 0.01)
     assert training.fine_tune == TrainingConfig().fine_tune
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("store: {uri: a}\nstore: {uri: b}\n", "stands twice"),
+        ("store: {uri: a}\ntraining: {retrain: {epochs: 1, learning_rate: .inf}}\n", "training.retrain.learning_rate"),
+        ("store: {uri: a}\ndecision: {ladder: [retrain, retrain]}\n", "decision.ladder"),
+        ("store: {uri: ''}\n", "store.uri"),
+        ("store: {uri: a}\ndrift: {alpha: 0.01, permutations: 99}\n", "at least 499"),
+    ],
+)
+def test_what_would_go_wrong_later_is_refused_at_once(tmp_path: Path, text: str, said: str) -> None:
+    path = tmp_path / "retrain.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigurationError, match=said):
+        load_config(path)
