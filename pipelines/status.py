@@ -61,6 +61,9 @@ def print_runs(console: Console, reports: list[RunReport]) -> None:
     Columns: window, drift, decision, training attempts (#), verdict, accuracy in % of champion and challenger on old
     and new holdout, seconds.
     """
+    if not reports:
+        console.print("no runs yet: retrain run FOLDER makes the first champion")
+        return
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0))
     table.add_column("window", overflow="fold")
     for title in ("drift", "decision", "#", "verdict"):
