@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -81,7 +82,8 @@ def trial(prepared: Path, moment: float) -> tuple[bool, str]:
         )
         time.sleep(moment)
         ended = process.poll() is not None
-        os.killpg(process.pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):  # the last slice may find it ended
+            os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         promotions, _ = check_store(config, store)
         latest = max(store.list_objects("runs/"), key=lambda o: o.modified).key.rpartition("/")[2]
