@@ -21,7 +21,9 @@ app = typer.Typer(
 )
 ConfigPath = Annotated[Path, typer.Option("--config", "-c", help="The configuration file.")]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object a line on standard output.")]
-Source = Annotated[str, typer.Argument(help="Folder of class folders, or the id of a window in the store.")]
+Source = Annotated[
+    str, typer.Argument(help="Folder, s3:// prefix, .csv, .parquet or .tar of labelled images; or the id of a window.")
+]
 DEFAULT_CONFIG = Path("retrain.yaml")
 
 
@@ -38,7 +40,7 @@ def demo(
 
 @app.command()
 def ingest(source: Source, config: ConfigPath = DEFAULT_CONFIG, as_json: AsJson = False) -> None:
-    """Turn a folder of class folders into a window of the store."""
+    """Turn a delivery of labelled images into a window of the store."""
     from components.core import logs
     from components.core.config import load_config
     from components.core.storage import open_store
@@ -72,6 +74,18 @@ def status(config: ConfigPath = DEFAULT_CONFIG, as_json: AsJson = False) -> None
     from pipelines.status import print_status
 
     print_status(config, as_json=as_json)
+
+
+@app.command()
+def release(
+    window: Annotated[str, typer.Argument(help="A window in quarantine; the start of its id is enough.")],
+    reason: Annotated[str, typer.Option(help="Why it may pass; goes into the ledger with your name.")],
+    config: ConfigPath = DEFAULT_CONFIG,
+) -> None:
+    """Let a quarantined window pass, against validation and triage."""
+    from pipelines.status import release as release_quarantined
+
+    typer.echo(release_quarantined(config, window, reason))
 
 
 @app.command()

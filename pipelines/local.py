@@ -27,7 +27,7 @@ from components.core.registry import Registry
 from components.core.runs import Run
 from components.core.storage import open_store
 from components.core.windows import Window
-from components.ingest.sources import list_images, names_window
+from components.ingest.sources import absolute_source, check_source, names_window
 
 # What kfp.local says when it skips a branch that it could not decide, and then reports success.
 SILENT_FAILURES = ("Could not resolve", "Condition evaluation failed", "Unknown items type", "Failed to ")
@@ -51,7 +51,7 @@ def check_inputs(config: Config, source: str, strategy: str) -> None:
     if names_window(source):
         Window.open(store, config.dataset, source)
     else:
-        list_images(Path(source), config.ingest)
+        check_source(source, config)
     registry = Registry(store, config.model)
     if champion := registry.champion():
         registry.verify_version(champion.version)
@@ -82,9 +82,7 @@ def run_pipeline(
     """
     config = load_config(config_path)
     check_inputs(config, source, strategy)
-    if not names_window(source):
-        source = str(Path(source).absolute())
-    arguments = {"source": source, "config": str(config_path.absolute()), "strategy": strategy}
+    arguments = {"source": absolute_source(source), "config": str(config_path.absolute()), "strategy": strategy}
     temporary = log_folder is None
     log_folder = log_folder or Path(tempfile.mkdtemp(prefix="retrain-log-"))
     log_folder.mkdir(parents=True, exist_ok=True)

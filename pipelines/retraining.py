@@ -55,7 +55,8 @@ def retrain(
     """Retrain an image classifier on newly arrived images, if that helps and nothing regresses.
 
     Args:
-        source: Id of a window in the store; or a folder of class folders, where the pod sees one.
+        source: s3:// prefix of class folders, WebDataset tars or Parquet files, or one .csv, .parquet or .tar there
+            (the store's credentials must be able to read it); or the id of a window in the store.
         config: Path of the configuration file, as the pods see it.
         strategy: auto lets the policy decide; head-only, fine-tune or retrain force one.
         gpu_type: Resource name of the GPU for training, such as nvidia.com/gpu; empty trains on the CPU.

@@ -9,6 +9,7 @@ from __future__ import annotations
 from kfp import dsl, kubernetes
 
 CONFIG_MAP, CONFIG_FOLDER = "retrain-config", "/etc/retrain"  # the ConfigMap's key config.yaml is the default `config`
+CACHE_FOLDER = "/var/cache/retrain"
 SECRET = "retrain-store"  # noqa: S105  # optional: a service account with rights to the bucket does without
 CREDENTIALS = {name: name for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")}
 HOUR = 3600
@@ -21,7 +22,7 @@ def light(task: dsl.PipelineTask) -> dsl.PipelineTask:
 
 def heavy(task: dsl.PipelineTask) -> dsl.PipelineTask:
     """A step that reads all images of a window, or passes them through a network, on the CPU."""
-    return _pod(task, cpu="2", memory_request="4Gi", memory_limit="16Gi", hours=6)
+    return _with_cache(_pod(task, cpu="2", memory_request="4Gi", memory_limit="16Gi", hours=6))
 
 
 def on_gpu(task: dsl.PipelineTask, gpu_type: str, gpu_count: str) -> dsl.PipelineTask:
@@ -29,13 +30,19 @@ def on_gpu(task: dsl.PipelineTask, gpu_type: str, gpu_count: str) -> dsl.Pipelin
 
     `gpu_count` is a string: the 2.17 backend reads it with GetStringValue() and drops an integer silently.
     """
-    _pod(task, cpu="2", memory_request="4Gi", memory_limit="32Gi", hours=24)
+    _with_cache(_pod(task, cpu="2", memory_request="4Gi", memory_limit="32Gi", hours=24))
     task.set_accelerator_type(gpu_type).set_accelerator_limit(gpu_count)
     for taint in ("nvidia.com/gpu", "amd.com/gpu"):
         kubernetes.add_toleration(task, key=taint, operator="Exists", effect="NoSchedule")
     return kubernetes.empty_dir_mount(
         task, volume_name="dshm", mount_path="/dev/shm", medium="Memory", size_limit="4Gi"
     )
+
+
+def _with_cache(task: dsl.PipelineTask) -> dsl.PipelineTask:
+    """Room on the node's disk for decoded images and half-done ingests; it outlives the container, not the pod."""
+    task.set_env_variable("XDG_CACHE_HOME", CACHE_FOLDER)
+    return kubernetes.empty_dir_mount(task, volume_name="cache", mount_path=CACHE_FOLDER, size_limit="100Gi")
 
 
 def _pod(task: dsl.PipelineTask, *, cpu: str, memory_request: str, memory_limit: str, hours: int) -> dsl.PipelineTask:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import getpass
 import json
 import logging
+import os
 from collections import Counter
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from components.core.registry import Registry
 from components.core.runs import Run, list_runs
 from components.core.storage import ObjectStore, open_store
 from components.core.windows import Window
+from components.promote.release import quarantined, release_window
 
 logger = logging.getLogger(__name__)
 
@@ -32,8 +35,7 @@ def print_status(config_path: Path, *, as_json: bool) -> None:
     reports = [report for _, report in told if report]
     ended = {report.source for report in reports}
     unfinished = [run.run_id for run, report in told if report is None and run.parameters.source not in ended]
-    prefix = f"quarantine/{config.dataset}/"
-    quarantined = [o.key.removeprefix(prefix).removesuffix(".json") for o in store.list_objects(prefix)]
+    waiting = quarantined(store, config.dataset)
     if as_json:
         state = {
             "model": config.model,
@@ -41,7 +43,10 @@ def print_status(config_path: Path, *, as_json: bool) -> None:
             "ledger": [record.model_dump(mode="json") for record in records],
             "runs": [report.model_dump(mode="json") for report in reports],
             "unfinished": unfinished,
-            "quarantine": quarantined,
+            "quarantine": [
+                {"window": window, "rule": decision.rule, "reasons": decision.reasons}
+                for window, decision in waiting.items()
+            ],
         }
         print(json.dumps(state, ensure_ascii=False))  # noqa: T201
         return
@@ -52,7 +57,13 @@ def print_status(config_path: Path, *, as_json: bool) -> None:
     kinds = Counter(record.kind for record in records)
     console.print(f"\nledger: {', '.join(f'{n} {kind}' for kind, n in kinds.items()) or 'empty'}")
     console.print(f"unfinished: {', '.join(unfinished) or 'none'} (running, or cut off: running again is safe)")
-    console.print(f"quarantine: {', '.join(quarantined) or 'empty'}")
+    console.print(f"quarantine: {len(waiting) or 'empty'}")
+    for window, decision in waiting.items():
+        console.print(
+            f"\n  [bold]{window}[/bold] ({decision.rule})\n    {escape(decision.reasons[0])}", highlight=False
+        )
+    if waiting:
+        console.print("\n[dim]retrain release WINDOW --reason TEXT lets one pass, on record.[/dim]")
 
 
 def print_runs(console: Console, reports: list[RunReport]) -> None:
@@ -105,6 +116,26 @@ def read_report(run: Run) -> RunReport | None:
 def model_runs(store: ObjectStore, config: Config) -> list[Run]:
     """Runs of the configured model, oldest first."""
     return [run for run in list_runs(store) if run.parameters.model == config.model]
+
+
+def release(config_path: Path, window: str, reason: str) -> str:
+    """Release a quarantined window in the name of the user of this machine; says what to do next.
+
+    Raises:
+        ConfigurationError: There is not exactly one such window in quarantine, or the reason is empty.
+    """
+    if not reason.strip():
+        raise ConfigurationError("an empty reason", expected="why it may pass", next_command="--reason 'new camera'")
+    config, store = _open(config_path)
+    store.check_reachable(write=True)
+    try:
+        actor = getpass.getuser()
+    except (KeyError, OSError):  # a pod's user id has no name
+        actor = f"user {os.getuid()}"
+    record = release_window(store, config.model, config.dataset, window, actor=actor, reason=reason.strip())
+    return (
+        f"window {record.window} released by {actor} (ledger record {record.number}); next: retrain run {record.window}"
+    )
 
 
 def write_report(config_path: Path, output: Path) -> int:

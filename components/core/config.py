@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast, get_args
 
@@ -47,20 +48,47 @@ class StoreConfig(Section):
     """How long to wait for an answer; must outlast one 32 MiB part on your network."""
     max_attempts: Annotated[int, Field(ge=1, le=10)] = 4
     """Tries a request gets, the first included."""
+    cache: str | None = None
+    """Local folder (relative to this file) for decoded images and half-done ingests; may be lost at any time. None:
+    `retrain` in XDG_CACHE_HOME, else in ~/.cache."""
+    cache_bytes: Annotated[int, Field(ge=0)] = 50 * 2**30
+    """Decoded images kept in the cache; beyond it the least recently used go. One byte a pixel and channel."""
+
+    @property
+    def cache_folder(self) -> Path:
+        """Where the cache is on this machine."""
+        return (
+            Path(self.cache)
+            if self.cache
+            else Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "retrain"
+        )
 
 
 class IngestConfig(Section):
-    """Raw folder of class folders -> immutable window."""
+    """Delivered images -> immutable window."""
 
     holdout_fraction: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.2
     """Share of images (by content hash) that never train. Changing it moves images between the sides: set it once."""
     group_pattern: str | None = None
     """Regular expression on the path below the source; its first group names the clip, device or upload that makes
     images dependent. Whole groups go to one side of the split."""
+    path_column: str = "path"
+    """Column of a CSV or Parquet table that names the image: a path relative to the table's folder."""
+    label_column: str = "label"
+    """Column of a table, or key of a WebDataset sample's .json, that holds the label. Empty: not labelled yet."""
+    group_column: str | None = None
+    """Column of a table, or key of a WebDataset sample's .json, that holds the group; none: `group_pattern` on the
+    path."""
+    image_column: str = "image"
+    """Column of a Parquet file that holds the images themselves, as Hugging Face writes them."""
     ignore: tuple[str, ...] = (".*", "Thumbs.db", "desktop.ini", "__MACOSX")
     """File and folder names (glob patterns) to pass over."""
     max_pixels: Annotated[int, Field(gt=0)] = 50_000_000
     """Images with more pixels count as unreadable: a guard against decompression bombs."""
+    max_image_bytes: Annotated[int, Field(gt=0)] = 256 * 2**20
+    """A larger file is refused before it is read: it is no image, and would not fit the memory of a worker."""
+    workers: Annotated[int, Field(ge=1)] | None = None
+    """Processes that read and decode; none: one a core that this process may use."""
     shard_bytes: Annotated[int, Field(gt=0)] = 128 * 2**20
     """Size at which a tar shard is closed. 128 MiB keeps object counts low and parts parallel."""
 
@@ -74,14 +102,36 @@ class ValidationConfig(Section):
     """More exact duplicates than this: a flood, quarantine."""
     max_conflicting_fraction: Fraction = 0.01
     """More images than this delivered under two labels: quarantine. Such images never train."""
+    max_unlabelled_fraction: Fraction = 0.0
+    """More images than this without a label are a warning: labels arrive late, which is no fault of the images. Never
+    a quarantine: if too few are labelled to judge the window, `min_images` says so. Raise it if your labels are always
+    behind."""
     min_images: Annotated[int, Field(ge=1)] = 50
-    """A window with fewer usable images cannot be judged: quarantine."""
+    """A window with fewer usable images (readable, labelled, not set aside) cannot be judged: quarantine."""
     min_images_per_class: Annotated[int, Field(ge=1)] = 5
     """A class with fewer images is a warning in the report."""
+    max_imbalance: Annotated[float, Field(ge=1.0)] = 100.0
+    """Images of the largest class per image of the smallest, among usable ones; more is a warning. Natural imbalance
+    of 100 is common (long-tailed benchmarks stop there); beyond it, the smallest class is hardly seen in an epoch."""
     min_side_pixels: Annotated[int, Field(ge=1)] = 8
     """Shortest side an image may have."""
     max_undersized_fraction: Fraction = 0.02
     """More images than this with a shorter side: quarantine."""
+    max_side_pixels: Annotated[int, Field(ge=1)] = 10_000
+    """A longer side on any image is a warning: no camera's photograph, but a scan, a panorama or a stitched sheet."""
+    allowed_modes: Annotated[tuple[str, ...], Field(min_length=1)] = (
+        *("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "I", "I;16", "I;16B"),
+    )
+    """Pixel modes, by Pillow's names, that a delivery may have. All that the reader converts; name fewer (`[L]` for
+    X-rays) and a delivery of something else is caught."""
+    max_disallowed_mode_fraction: Fraction = 0.02
+    """More images than this in another mode: quarantine."""
+    max_repeated_fraction: Fraction = 0.5
+    """More images than this that the champion's windows hold already are a warning. Never a quarantine: they are left
+    out of training, and a folder that only grows delivers them every time."""
+    max_near_duplicate_fraction: Fraction = 0.2
+    """More images than this that nearly equal another one, here or in the champion's windows, are a warning: bursts and
+    frames of one clip make scores look surer than they are. `ingest.group_pattern` keeps them on one side."""
 
 
 class DriftConfig(Section):
@@ -260,10 +310,9 @@ def load_config(path: str | Path) -> Config:
             f"{path} is not YAML: {error}", expected="key: value lines", next_command=f"mend {path}"
         ) from error
     config = parse_config(raw, origin=str(path))
-    if "://" in config.store.uri:
-        return config
-    resolved = (path.parent / config.store.uri).resolve()
-    return config.model_copy(update={"store": config.store.model_copy(update={"uri": str(resolved)})})
+    folders = {"uri": config.store.uri, "cache": config.store.cache}
+    resolved = {key: str((path.parent / at).resolve()) for key, at in folders.items() if at and "://" not in at}
+    return config.model_copy(update={"store": config.store.model_copy(update=resolved)})
 
 
 class _UniqueKeys(yaml.SafeLoader):

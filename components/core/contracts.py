@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from datetime import datetime
+from html import escape
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -60,6 +61,7 @@ class WindowDocument(StepDocument):
     created: datetime
     rows: int
     usable: int
+    unlabelled: int = 0
     train_rows: int
     holdout_rows: int
     image_bytes: int
@@ -74,7 +76,8 @@ class WindowDocument(StepDocument):
 
     @property
     def sentence(self) -> str:
-        rest = "".join(f", {n} {status}" for status, n in self.status_counts.items() if status != "ok" and n)
+        aside = {**self.status_counts, "unlabelled": self.unlabelled}
+        rest = "".join(f", {n} {status}" for status, n in aside.items() if status != "ok" and n)
         return (
             f"Window {self.id[:12]}: {self.usable} usable images of {len(self.class_counts)} classes "
             f"({self.train_rows} to train on, {self.holdout_rows} held out){rest}."
@@ -105,8 +108,11 @@ class ValidationReport(StepDocument):
 
     @property
     def markdown(self) -> str:
-        """The expectations as a table."""
-        rows = [f"| {'✓' if e.passed else e.severity} | {e.sentence} |" for e in self.expectations]
+        """The expectations as a table. Names of files and classes in it cannot become markup."""
+        rows = [
+            f"| {'✓' if e.passed else e.severity} | {escape(e.sentence, quote=False).replace('|', '&#124;')} |"
+            for e in self.expectations
+        ]
         return "\n".join(["| | expectation |", "|---|---|", *rows])
 
     @property
@@ -407,15 +413,16 @@ class Verdict(StepDocument):
         return f"{self.verdict}: {self.findings}"
 
 
-LedgerKind = Literal["promotion", "rejection", "hold", "rollback", "approval"]
+LedgerKind = Literal["promotion", "rejection", "hold", "rollback", "approval", "release"]
 
 
 class LedgerRecord(Document):
-    """One entry of a model's ledger. `previous` is the SHA-256 of the record before it (None for the first)."""
+    """One entry of a model's ledger. `version` is what it is about; None for the release of a window. `previous` is
+    the SHA-256 of the record before it (None for the first)."""
 
     number: int
     kind: LedgerKind
-    version: str
+    version: str | None
     champion_before: str | None
     window: str | None
     run_id: str | None
@@ -428,6 +435,15 @@ class LedgerRecord(Document):
     @property
     def makes_champion(self) -> bool:
         return self.kind in ("promotion", "rollback")
+
+
+class Champion(Document):
+    """The present champion, and the ledger record that made it."""
+
+    version: str
+    number: int
+    run_id: str | None
+    created: datetime
 
 
 class Outcome(StepDocument):

@@ -1,48 +1,115 @@
-"""Decoded images for the network: the usable rows of windows as one uint8 tensor and its labels.
+"""Decoded images for the network: the usable rows of windows as uint8 pixels on disk, and their labels.
 
-Covers decoding, resizing and class indices. Not covered: augmentation and batches (`train`), caching on disk.
+An image is decoded and resized once: the result is a memory-mapped array in the local cache, which every later pass
+reads at the speed of memory. Covers decoding, the cache and class indices. Not covered: augmentation and batches
+(`train`).
 """
 
 from __future__ import annotations
 
 import io
+import logging
 import os
-from collections.abc import Sequence
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import torch
 from PIL import Image
 from torch import Tensor
 
+from components.core.config import StoreConfig
+from components.core.errors import ConfigurationError
 from components.core.logs import progress
 from components.core.models import ModelSpec
 from components.core.pixels import eight_bits
-from components.core.windows import ImageRow, Split, Window, select_rows
+from components.core.windows import READING, Split, Window, new_rows
 
+logger = logging.getLogger(__name__)
 DECODE_BATCH = 256
+
+
+class Pixels:
+    """n decoded images, each uint8 (channels, size, size), that are read when they are asked for.
+
+    Indexing with an int64 tensor (b,) gathers a batch (b, channels, size, size) on the CPU.
+    """
+
+    device = torch.device("cpu")
+
+    def __init__(self, parts: Sequence[Tensor], index: Tensor) -> None:
+        """Take memory-mapped arrays (n_i, channels, size, size), and which rows of all of them together count."""
+        self._parts, self._index = parts, index
+        self._ends = torch.tensor([len(part) for part in parts]).cumsum(0)
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    def __getitem__(self, index: Tensor) -> Tensor:
+        rows = self._index[index]
+        batch = self._parts[0].new_empty((len(rows), *self._parts[0].shape[1:]))
+        part_of = torch.searchsorted(self._ends, rows, right=True)
+        for part in part_of.unique().tolist():
+            here = part_of == part
+            start = int(self._ends[part]) - len(self._parts[part])
+            batch[here] = self._parts[part][rows[here] - start]
+        return batch
+
+    def batches(self, rows: int) -> Iterator[Tensor]:
+        """All images in order, `rows` at a time."""
+        for index in torch.arange(len(self)).split(rows):
+            if len(index):
+                yield self[index]
+
+    def subset(self, index: Tensor) -> Pixels:
+        """The images at an index, int64 (m,)."""
+        return Pixels(self._parts, self._index[index])
+
+    @classmethod
+    def concat(cls, sets: Iterable[Pixels]) -> Pixels:
+        """Several sets of one shape, one after the other."""
+        parts: list[Tensor] = []
+        index: list[Tensor] = []
+        before = 0
+        for pixels in sets:
+            parts += pixels._parts
+            index.append(pixels._index + before)
+            before += sum(len(part) for part in pixels._parts)
+        return cls(parts, torch.cat(index))
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageSet:
-    """n decoded images: `images` uint8 (n, channels, size, size), `labels` int64 (n,), indices into `classes`; -1 where
-    the label is not among them. `rows` are the manifest's."""
+    """n decoded images: their pixels; `labels` int64 (n,), indices into `classes`, -1 where the label is not among them
+    or not known yet; `rows` of the manifest."""
 
-    images: Tensor
+    images: Pixels
     labels: Tensor
     classes: tuple[str, ...]
-    rows: tuple[ImageRow, ...]
+    rows: pa.Table
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.labels)
 
     def subset(self, keep: Tensor) -> ImageSet:
         """The rows that an index tensor (int64) or a mask (bool) picks."""
         index = keep.nonzero().flatten() if keep.dtype == torch.bool else keep
-        rows = tuple(self.rows[i] for i in index.tolist())
-        return ImageSet(images=self.images[index], labels=self.labels[index], classes=self.classes, rows=rows)
+        return ImageSet(
+            images=self.images.subset(index),
+            labels=self.labels[index],
+            classes=self.classes,
+            rows=self.rows.take(pa.array(index.numpy())),
+        )
+
+    def labelled(self) -> ImageSet:
+        """The rows whose label is among the classes."""
+        return self.subset(self.labels >= 0)
 
 
 def load_images(
@@ -50,41 +117,122 @@ def load_images(
     split: Split | None,
     spec: ModelSpec,
     classes: Sequence[str],
+    cache: PixelCache,
     earlier: Sequence[Window] = (),
+    columns: Sequence[str] = ("sha256", "label", "group", "split", "source"),
 ) -> ImageSet:
-    """Decode the usable rows of windows into one tensor.
+    """Open the usable rows of windows as pixels.
 
     Args:
         windows: In the order they arrived. An image that stands in several is taken from the first.
         split: Side of the split, or None for both.
         spec: Gives size and channels.
         classes: What the labels index.
-        earlier: Windows before these: what they hold is left out (see `select_rows`).
+        cache: Where decoded images are kept.
+        earlier: Windows before these: what they hold is left out (see `new_rows`).
+        columns: Of the manifest, wanted in `rows`.
 
     Raises:
         IntegrityError: See `Window.images`.
     """
-    chosen = [select_rows(w, split, [*earlier, *windows[:n]]) for n, w in enumerate(windows)]
-    total = sum(len(rows) for rows in chosen)
-    images = torch.empty((total, spec.channels, spec.image_size, spec.image_size), dtype=torch.uint8)
-    index = {name: i for i, name in enumerate(classes)}
-    rows: list[ImageRow] = []
-    with progress("decoding images", total) as advance, ThreadPoolExecutor(os.cpu_count()) as pool:
-        for window, wanted in zip(windows, chosen, strict=True):
-            stream = window.images(wanted)
-            while batch := list(islice(stream, DECODE_BATCH)):  # so that only these are in memory compressed
-                decoded = pool.map(lambda pair: decode_image(pair[1], spec.image_size, spec.channels), batch)
-                for (row, _), image in zip(batch, decoded, strict=True):
-                    images[len(rows)] = image
-                    rows.append(row)
-                advance(len(batch))
-    labels = torch.tensor([index.get(row.label, -1) for row in rows], dtype=torch.int64)
-    return ImageSet(images=images, labels=labels, classes=tuple(classes), rows=tuple(rows))
+    wanted = tuple(dict.fromkeys(("sha256", "label", "split", *columns)))
+    parts = [torch.empty((0, spec.channels, spec.image_size, spec.image_size), dtype=torch.uint8)]
+    index, tables, before = [torch.empty(0, dtype=torch.int64)], [], 0
+    for number, window in enumerate(windows):
+        rows = new_rows(window, split, [*earlier, *windows[:number]], wanted)
+        tables.append(rows)
+        place = torch.full((len(rows),), -1, dtype=torch.int64)
+        for side in ("train", "holdout") if split is None else (split,):
+            here = torch.from_numpy(np.array(rows["split"].to_pylist()) == side).nonzero().flatten()
+            if not len(here):
+                continue
+            pixels, digests = cache.pixels(window, side, spec)
+            position = {digest: n for n, digest in enumerate(digests)}
+            digests_here = rows["sha256"].take(pa.array(here.numpy())).to_pylist()
+            place[here] = torch.tensor([before + position[d] for d in digests_here])
+            parts.append(pixels)
+            before += len(pixels)
+        index.append(place)
+    number_of = {name: i for i, name in enumerate(classes)}
+    table = pa.concat_tables(tables) if tables else pa.table({name: pa.array([], pa.string()) for name in wanted})
+    labels = torch.tensor([number_of.get(label, -1) for label in table["label"].to_pylist()], dtype=torch.int64)
+    return ImageSet(
+        images=Pixels(parts, torch.cat(index)),
+        labels=labels,
+        classes=tuple(classes),
+        rows=table.select(list(columns)),
+    )
 
 
-def decode_image(data: bytes, size: int, channels: int) -> Tensor:
+class PixelCache:
+    """Decoded images on the local disk: one array a window, side of the split, size and number of channels.
+
+    Files are complete or not there; the least recently used go when the cache is full. A window's id names its
+    content, so an entry never goes stale.
+    """
+
+    def __init__(self, config: StoreConfig) -> None:
+        self.folder, self.limit = config.cache_folder / "pixels", config.cache_bytes
+
+    def pixels(self, window: Window, split: Split, spec: ModelSpec) -> tuple[Tensor, list[str]]:
+        """Open an array, after decoding it if it is not there.
+
+        Returns:
+            uint8, memory-mapped, shape (n, channels, size, size), and the SHA-256 of its images, in order.
+
+        Raises:
+            IntegrityError: See `Window.images`.
+            ConfigurationError: The disk has no room for it.
+        """
+        rows = window.rows(split)
+        shape = (len(rows), spec.channels, spec.image_size, spec.image_size)
+        path = self.folder / f"{window.document.id}-{split}-{spec.image_size}x{spec.channels}.npy"
+        if not path.exists():
+            self._make_room(int(np.prod(shape)))
+            with tempfile.NamedTemporaryFile(dir=self.folder, suffix=".part", delete=False) as file:
+                part = Path(file.name)
+            try:
+                _decode_into(np.lib.format.open_memmap(part, mode="w+", dtype=np.uint8, shape=shape), window, rows)
+                part.replace(path)
+            finally:
+                part.unlink(missing_ok=True)
+        path.touch()  # used now: the last to go
+        # Copy on write: torch wants memory that it could write to, and nothing writes.
+        return torch.from_numpy(np.load(path, mmap_mode="c")), rows["sha256"].to_pylist()
+
+    def _make_room(self, needed: int) -> None:
+        """Remove what was not used for longest until the cache stays within its limit."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        entries = sorted(((path.stat(), path) for path in self.folder.glob("*.npy")), key=lambda e: e[0].st_mtime)
+        total = needed + sum(stat.st_size for stat, _ in entries)
+        for stat, path in entries:
+            if total > self.limit:
+                logger.info("cache: %s goes, %d bytes", path.name, stat.st_size)
+                path.unlink(missing_ok=True)
+                total -= stat.st_size
+        free = shutil.disk_usage(self.folder).free
+        if needed > free:
+            raise ConfigurationError(
+                f"{needed / 2**30:.1f} GiB of decoded images, and {free / 2**30:.1f} GiB free in {self.folder}",
+                expected="a disk with room for one byte a pixel and channel",
+                next_command="name another folder as store.cache, or lower training.image_size",
+            )
+
+
+def _decode_into(array: np.ndarray, window: Window, rows: pa.Table) -> None:
+    """Decode a window's rows into an array uint8 (n, channels, size, size), on all cores, in bounded memory."""
+    channels, size = array.shape[1], array.shape[2]
+    stream = window.images(rows.select(list(READING)))
+    with progress("decoding images", len(rows)) as advance, ThreadPoolExecutor(os.cpu_count()) as pool:
+        while batch := list(islice(stream, DECODE_BATCH)):  # so that only these are in memory compressed
+            decoded = pool.map(lambda pair: decode_image(pair[1], size, channels), batch)
+            for (position, _), image in zip(batch, decoded, strict=True):
+                array[position] = image
+            advance(len(batch))
+
+
+def decode_image(data: bytes, size: int, channels: int) -> np.ndarray:
     """Decode and resize one image (bilinear, antialiased) to uint8, shape (channels, size, size)."""
     with Image.open(io.BytesIO(data)) as image:
         plane = eight_bits(image, "L" if channels == 1 else "RGB").resize((size, size), Image.Resampling.BILINEAR)
-    array = np.asarray(plane).reshape(size, size, channels)
-    return torch.from_numpy(array.transpose(2, 0, 1).copy())
+    return np.asarray(plane).reshape(size, size, channels).transpose(2, 0, 1)

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 
 logger = logging.getLogger(__name__)
 PLAIN_INTERVAL_SECONDS = 5.0
+BAR_INTERVAL_SECONDS = 0.1
 
 
 def configure(level: int = logging.INFO) -> None:
@@ -25,12 +26,12 @@ def configure(level: int = logging.INFO) -> None:
 
 
 @contextmanager
-def progress(label: str, total: int) -> Iterator[Callable[[int], None]]:
+def progress(label: str, total: int | None = None) -> Iterator[Callable[[int], None]]:
     """Show how far a loop is.
 
     Args:
         label: What is being done.
-        total: How many things there are.
+        total: How many things there are; None while nobody knows.
 
     Yields:
         A function to call with the number of things done since the last call. Thread-safe enough for display.
@@ -39,9 +40,19 @@ def progress(label: str, total: int) -> Iterator[Callable[[int], None]]:
         from rich.console import Console
         from rich.progress import Progress
 
-        with Progress(console=Console(stderr=True), transient=True) as bar:
+        # No refresh thread: worker processes are forked while this runs.
+        with Progress(console=Console(stderr=True), transient=True, auto_refresh=False) as bar:
             task = bar.add_task(label, total=total)
-            yield lambda advance: bar.advance(task, advance)
+            drawn = 0.0
+
+            def draw(by: int) -> None:
+                nonlocal drawn
+                bar.advance(task, by)
+                if time.monotonic() - drawn >= BAR_INTERVAL_SECONDS:
+                    drawn = time.monotonic()
+                    bar.refresh()
+
+            yield draw
         return
     done, last = 0, time.monotonic()
 
@@ -50,6 +61,6 @@ def progress(label: str, total: int) -> Iterator[Callable[[int], None]]:
         done += by
         if time.monotonic() - last >= PLAIN_INTERVAL_SECONDS:
             last = time.monotonic()
-            logger.info("%s: %d of %d", label, done, total)
+            logger.info("%s: %d%s", label, done, "" if total is None else f" of {total}")
 
     yield advance

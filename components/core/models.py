@@ -128,14 +128,14 @@ def grow_head(model: Classifier, classes: Iterable[str], generator: torch.Genera
 
 
 @torch.inference_mode()
-def extract_features(model: Classifier, images: Tensor, batch_size: int) -> Features:
-    """One batched pass over images in evaluation mode.
+def extract_features(model: Classifier, batches: Iterable[Tensor]) -> Features:
+    """One pass over images in evaluation mode, on the device of the model.
 
     Args:
-        images: uint8, shape (n, channels, size, size), n >= 1.
-        batch_size: Rows of one pass.
+        batches: Each uint8, shape (n, channels, size, size), n >= 1; at least one.
     """
     model.eval()
+    device = model.head.weight.device
     early: list[Tensor] = []
     first = next(m for m in model.body.modules() if isinstance(m, nn.Conv2d))
 
@@ -145,7 +145,7 @@ def extract_features(model: Classifier, images: Tensor, batch_size: int) -> Feat
 
     hook = first.register_forward_hook(keep)
     try:
-        embeddings = torch.cat([model.embed(batch).float() for batch in images.split(batch_size)])
+        embeddings = torch.cat([model.embed(batch.to(device)).float() for batch in batches])
     finally:
         hook.remove()
     probabilities = model.head(embeddings).softmax(1)

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 
 from pydantic import BaseModel, ConfigDict
 
-from components.core.contracts import LedgerKind, LedgerRecord, Lineage
+from components.core.contracts import Champion, LedgerKind, LedgerRecord, Lineage
 from components.core.errors import IntegrityError
 from components.core.storage import KeyMissing, ObjectStore, sha256_hex, to_json
 
@@ -128,15 +128,15 @@ class Registry:
         keys = [o.key for o in self.store.list_objects(prefix) if o.key.endswith("/manifest.json")]
         return [key.removeprefix(prefix).partition("/")[0] for key in keys]
 
-    def champion(self) -> LedgerRecord | None:
-        """The record that made the present champion, or None before the first promotion.
+    def champion(self) -> Champion | None:
+        """The present champion, or None before the first promotion.
 
         Reads the ledger from its end, no further than it must.
 
         Raises:
             IntegrityError: See `ledger`, for the records read.
         """
-        return next((record for record, _ in self._backwards() if record.makes_champion), None)
+        return next((champion for record, _ in self._backwards() if (champion := _champion(record))), None)
 
     def _backwards(self) -> Iterator[tuple[LedgerRecord, str]]:
         """Records from the newest to the oldest, each with the SHA-256 of its bytes, checked against its follower."""
@@ -161,7 +161,7 @@ class Registry:
     def append(
         self,
         kind: LedgerKind,
-        version: str,
+        version: str | None,
         *,
         expected_champion: str | None,
         window: str | None,
@@ -183,7 +183,8 @@ class Registry:
             for record, _ in chain:
                 if run_id is not None and (record.run_id, record.kind, record.version) == (run_id, kind, version):
                     return record
-            before = next((record.version for record, _ in chain if record.makes_champion), None)
+            champion = next((champion for record, _ in chain if (champion := _champion(record))), None)
+            before = champion.version if champion else None
             if before != expected_champion:
                 raise LostRace(before)
             record = LedgerRecord(
@@ -234,3 +235,10 @@ class Registry:
             expected=f"a gapless, hash-chained sequence below {self.store.uri}/{self._ledger}",
             next_command="restore the ledger from a backup; do not edit it by hand",
         )
+
+
+def _champion(record: LedgerRecord) -> Champion | None:
+    """The champion that a record makes, if it makes one."""
+    if not record.makes_champion or record.version is None:
+        return None
+    return Champion(version=record.version, number=record.number, run_id=record.run_id, created=record.created)

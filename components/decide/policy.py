@@ -11,7 +11,8 @@ from components.core.contracts import Action, Decision, DriftReport, Rung, Valid
 
 @dataclass(frozen=True, kw_only=True)
 class Evidence:
-    """All that the policy looks at. Rows are training rows; `old_windows` are the champion's but the current one;
+    """All that the policy looks at. Rows are training rows, `held_out` the window's others; `old_windows` are the
+    champion's but the current one; `released`: who let this window out of quarantine and why, if anybody did;
     `images_per_second` by strategy, over all passes, where a run has measured it."""
 
     validation: ValidationReport
@@ -20,9 +21,11 @@ class Evidence:
     champion_classes: tuple[str, ...]
     old_windows: tuple[str, ...]
     already_trained: bool
+    released: str | None
     window_classes: Mapping[str, int]
     old_rows: int
     new_rows: int
+    held_out: int
     forced: StrategyName | None
     images_per_second: Mapping[StrategyName, float]
 
@@ -47,19 +50,27 @@ def already_trained(evidence: Evidence, config: DecisionConfig) -> Choice | None
 
 
 def invalid_window(evidence: Evidence, config: DecisionConfig) -> Choice | None:
-    """Nothing is learnt from a window that fails validation, whoever asks."""
+    """Nothing is learnt from a window that fails validation, unless a person has released it."""
     failures = evidence.validation.failures
-    if not failures:
+    if not failures or evidence.released:
         return None
     sentences = [e.sentence for e in failures] + [f.sentence for f in evidence.drift.faults]
     return Choice(action="quarantine", sentence=" ".join(sentences))
 
 
 def broken_data(evidence: Evidence, config: DecisionConfig) -> Choice | None:
-    """Triage found a fault: retraining would teach it to the model."""
-    if not evidence.drift.faults:
+    """Triage found a fault, which retraining would teach to the model; a person may release the window."""
+    if not evidence.drift.faults or evidence.released:
         return None
     return Choice(action="quarantine", sentence=" ".join(fault.sentence for fault in evidence.drift.faults))
+
+
+def nothing_to_learn(evidence: Evidence, config: DecisionConfig) -> Choice | None:
+    """A released window without a row to train on, or to judge by."""
+    if evidence.new_rows and evidence.held_out:
+        return None
+    rows = f"{evidence.new_rows} rows to train on and {evidence.held_out} held out"
+    return Choice(action="skip", sentence=f"There is nothing to learn: {rows}.")
 
 
 def no_champion(evidence: Evidence, config: DecisionConfig) -> Choice | None:
@@ -148,6 +159,7 @@ def nothing_to_gain(evidence: Evidence, config: DecisionConfig) -> Choice:
 RULES: tuple[Rule, ...] = (
     invalid_window,
     broken_data,
+    nothing_to_learn,
     no_champion,
     forced_strategy,
     already_trained,
@@ -177,6 +189,8 @@ def decide(
     reasons = [choice.sentence]
     if choice.action == "train" and evidence.champion:
         reasons.append(evidence.drift.sentence)
+    if evidence.released:
+        reasons.append(evidence.released)
     rungs = [] if choice.action != "train" else list(_ladder(choice.first, config.ladder))
     return Decision(
         action=choice.action,

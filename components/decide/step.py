@@ -46,12 +46,20 @@ def _evidence(record: Run, config: Config, window: str) -> Evidence:
         champion_classes=tuple(classes),
         old_windows=past,
         already_trained=window in trained,
+        released=_release(registry, window),
         window_classes=document.class_counts,
         old_rows=sum(Window.open(record.store, config.dataset, w).document.train_rows for w in past),
         new_rows=document.train_rows,
+        held_out=document.holdout_rows,
         forced=check_strategy(record.parameters.strategy),
         images_per_second=_measured_speeds(record, registry, version),
     )
+
+
+def _release(registry: Registry, window: str) -> str | None:
+    """Who released the window and why, from the ledger."""
+    releases = [record for record in registry.ledger() if (record.kind, record.window) == ("release", window)]
+    return f"Released from quarantine by {releases[-1].actor}: {releases[-1].reason}" if releases else None
 
 
 def _measured_speeds(record: Run, registry: Registry, version: str | None) -> dict[StrategyName, float]:

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import dataclass
 
+import numpy as np
+import pyarrow as pa
 import torch
 from safetensors.torch import load as load_tensors
 from torch import Tensor
 
 from components.core.config import DriftConfig
 from components.core.contracts import DriftReport, Interval
-from components.core.datasets import ImageSet, load_images
+from components.core.datasets import ImageSet, PixelCache, load_images
 from components.core.models import Features, best_device, extract_features, load_classifier
 from components.core.registry import Registry
 from components.core.runs import Run, open_run, perform
 from components.core.statistics import newcombe_interval
-from components.core.windows import Window
+from components.core.windows import SCHEMA, Window, from_parquet
 from components.detect_drift.detectors import TestResult, gaussian_gram, label_gram, standardise, two_sample_test
 from components.detect_drift.triage import permuted_labels, wrong_labels
+
+PROPERTIES = ("mean", "std", "sharpness")  # of the manifest, compared as one view
 
 
 def run(config_path: str, run_id: str, window: str) -> DriftReport:
@@ -38,18 +43,41 @@ def _detect(record: Run, window_id: str) -> DriftReport:
     if champion is None:
         return DriftReport(champion=None, rows=window.document.usable)
     model = load_classifier(registry, champion.version)
-    reference = load_tensors(registry.read_file(champion.version, "reference.safetensors"))
+    reference = load_reference(registry, champion.version)
     lineage = registry.lineage(champion.version)
     known = [Window.open(record.store, config.dataset, w) for w in lineage.windows if w != window_id]
-    images = load_images([window], None, model.spec, model.spec.classes, earlier=known)
+    cache = PixelCache(config.store)
+    images = load_images([window], None, model.spec, model.spec.classes, cache, known, SCHEMA.names)
     if not len(images):
         return DriftReport(champion=champion.version, rows=0)
-    features = extract_features(model.to(best_device()), images.images.to(best_device()), config.evaluation.batch_size)
+    features = extract_features(model.to(best_device()), images.images.batches(config.evaluation.batch_size))
     return compare(champion.version, reference, features, images, config.drift)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Reference:
+    """The champion's sample of m held-out rows: `features` float32, `labels` int64 (m,) indexing its classes, and the
+    manifest's `rows`."""
+
+    features: Features
+    labels: Tensor
+    rows: pa.Table
+
+
+def load_reference(registry: Registry, version: str) -> Reference:
+    """Read the reference sample of a version.
+
+    Raises:
+        IntegrityError: See `Registry.read_file`.
+    """
+    tensors = load_tensors(registry.read_file(version, "reference.safetensors"))
+    rows = from_parquet(registry.read_file(version, "reference.parquet"))
+    labels = tensors.pop("labels")
+    return Reference(features=Features(**tensors), labels=labels, rows=rows)
+
+
 def compare(
-    champion: str, reference: dict[str, Tensor], features: Features, images: ImageSet, config: DriftConfig
+    champion: str, reference: Reference, features: Features, images: ImageSet, config: DriftConfig
 ) -> DriftReport:
     """Test a window's features against a reference sample and judge its labels.
 
@@ -57,16 +85,17 @@ def compare(
 
     Args:
         champion: Version of the champion.
-        reference: The tensors of `reference.safetensors`.
+        reference: The champion's sample.
         features: What the champion says of the window's images.
         images: The window's rows; labels index the champion's classes, -1 for classes it does not know.
         config: Rates, sizes, thresholds.
     """
-    if min(len(images), len(reference["labels"])) < 2:
+    if min(len(images), len(reference.labels)) < 2:
         return DriftReport(champion=champion, rows=len(images))
     known = images.labels >= 0
     result = _test(reference, features, images, config)
-    new_classes = Counter(row.label for row, k in zip(images.rows, known.tolist(), strict=True) if not k)
+    names = zip(images.rows["label"].to_pylist(), known.tolist(), strict=True)
+    new_classes = Counter(name for name, k in names if name is not None and not k)
     report = DriftReport(
         champion=champion,
         rows=len(images),
@@ -97,24 +126,29 @@ def compare(
     )
 
 
-def _test(reference: dict[str, Tensor], features: Features, images: ImageSet, config: DriftConfig) -> TestResult:
+def _test(reference: Reference, features: Features, images: ImageSet, config: DriftConfig) -> TestResult:
     generator = torch.Generator().manual_seed(config.seed)
-    past = _sample(len(reference["labels"]), config.max_rows, generator)
+    past = _sample(len(reference.labels), config.max_rows, generator)
     now = _sample(len(images), config.max_rows, generator)
-    properties = torch.tensor([[r.mean or 0.0, r.std or 0.0, r.sharpness or 0.0] for r in images.rows])
     labels = torch.where(images.labels < 0, len(images.classes), images.labels)
 
     def pooled(then: Tensor, current: Tensor) -> Tensor:
         return torch.cat([then[past], current[now]])
 
+    then = reference.features
     grams = {
-        "embeddings": gaussian_gram(pooled(reference["embeddings"], features.embeddings)),
-        "early layers": gaussian_gram(standardise(pooled(reference["early"], features.early))),
-        "softmax": gaussian_gram(pooled(reference["probabilities"], features.probabilities)),
-        "properties": gaussian_gram(standardise(pooled(reference["properties"], properties))),
-        "labels": label_gram(pooled(reference["labels"], labels), len(images.classes) + 1),
+        "embeddings": gaussian_gram(pooled(then.embeddings, features.embeddings)),
+        "early layers": gaussian_gram(standardise(pooled(then.early, features.early))),
+        "softmax": gaussian_gram(pooled(then.probabilities, features.probabilities)),
+        "properties": gaussian_gram(standardise(pooled(_properties(reference.rows), _properties(images.rows)))),
     }
+    if not images.rows["label"].null_count:  # labels that are still to come would look like a change of the classes
+        grams["labels"] = label_gram(pooled(reference.labels, labels), len(images.classes) + 1)
     return two_sample_test(grams, len(past), config.permutations, generator)
+
+
+def _properties(rows: pa.Table) -> Tensor:
+    return torch.tensor(np.stack([rows[name].to_numpy() for name in PROPERTIES], axis=1), dtype=torch.float32)
 
 
 def _sample(rows: int, most: int, generator: torch.Generator) -> Tensor:
@@ -122,10 +156,10 @@ def _sample(rows: int, most: int, generator: torch.Generator) -> Tensor:
 
 
 def _accuracy_drop(
-    reference: dict[str, Tensor], features: Features, labels: Tensor, known: Tensor
+    reference: Reference, features: Features, labels: Tensor, known: Tensor
 ) -> tuple[float, Interval, tuple[float, float]]:
     """Drop, its 95 % interval, and the accuracies on reference and window."""
-    then = reference["probabilities"].argmax(1) == reference["labels"]
+    then = reference.features.probabilities.argmax(1) == reference.labels
     now = features.probabilities[known].argmax(1) == labels[known]
     before, after = (int(then.sum()), len(then)), (int(now.sum()), len(now))
     scores = before[0] / before[1], after[0] / after[1]

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from components.core.config import Config
 from components.core.contracts import Decision, Evaluation, HoldoutScores
-from components.core.datasets import load_images
+from components.core.datasets import PixelCache, Pixels, load_images
 from components.core.models import Classifier, best_device, load_classifier
 from components.core.registry import Registry
 from components.core.runs import Run, open_run, perform
@@ -31,7 +32,7 @@ def _evaluate(record: Run, window_id: str, version: str) -> Evaluation:
     new = Window.open(record.store, config.dataset, window_id)
 
     def score(windows: Sequence[Window], earlier: Sequence[Window]) -> HoldoutScores:
-        return _score(windows, earlier, champion, challenger, config.evaluation.batch_size)
+        return _score(windows, earlier, champion, challenger, config)
 
     return Evaluation(
         champion=decision.champion,
@@ -46,7 +47,7 @@ def _score(
     earlier: Sequence[Window],
     champion: Classifier | None,
     challenger: Classifier,
-    batch_size: int,
+    config: Config,
 ) -> HoldoutScores:
     classes = challenger.spec.classes
     answers: list[Tensor | None] = []
@@ -55,19 +56,19 @@ def _score(
         if model is None:
             answers.append(None)
             continue
-        images = load_images(windows, "holdout", model.spec, classes, earlier)  # each model sees its own input size
-        known = images.subset(images.labels >= 0)
-        labels = known.labels
-        answers.append(answer(model, known.images, batch_size))
+        # Each model sees its own input size.
+        holdout = load_images(windows, "holdout", model.spec, classes, PixelCache(config.store), earlier).labelled()
+        labels = holdout.labels
+        answers.append(answer(model, holdout.images, config.evaluation.batch_size))
     assert answers[0] is not None
     known_classes = len(champion.spec.classes) if champion else 0
     return score_holdout(labels, answers[0], answers[1], classes, known_classes)
 
 
 @torch.inference_mode()
-def answer(model: Classifier, images: Tensor, batch_size: int) -> Tensor:
+def answer(model: Classifier, images: Pixels, batch_size: int) -> Tensor:
     """The class a model gives each image: int64 indices into its classes, shape (n,), on the CPU."""
     device = best_device()
     model = model.to(device).eval()
-    batches = [model(batch.to(device)).argmax(1).cpu() for batch in images.split(batch_size)] if len(images) else []
+    batches = [model(batch.to(device)).argmax(1).cpu() for batch in images.batches(batch_size)]
     return torch.cat(batches) if batches else torch.empty(0, dtype=torch.int64)

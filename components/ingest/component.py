@@ -12,7 +12,8 @@ def ingest(config: str, run_id: str, source: str, strategy: str, summary: dsl.Ou
     Args:
         config: Path of the configuration file, as the pods see it.
         run_id: This run.
-        source: Folder of class folders (SOURCE/<label>/<image>), or the id of a window that exists.
+        source: Folder or s3:// prefix of class folders (<label>/<image>), of WebDataset tars or of Parquet files with
+            images; or one .csv, .parquet or .tar file; or the id of a window that exists.
         strategy: What was asked for: auto, head-only, fine-tune or retrain. Filed with the run.
         summary: How many images came, of which classes, and what was set aside.
 

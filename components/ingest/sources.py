@@ -1,120 +1,128 @@
-"""What was delivered: find the labelled images of a folder of class folders.
+"""What was delivered: class folders, tables of paths, WebDataset tars or Parquet files with images inside, in a local
+folder or below an `s3://` prefix.
 
-Covers listing and telling "this is no image" (you pointed at the wrong thing: an error) from "this image is broken"
-(a delivery fault: counted, and judged by validation). Not covered: decoding (`inspection`).
+Covers telling them apart and cutting them into batches. Not covered: reading (`batches`, `archives`, `tables`).
 """
 
 from __future__ import annotations
 
-import fnmatch
-import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
-from components.core.config import IngestConfig
-from components.core.errors import ConfigurationError, SourceError
+from components.core.config import Config
+from components.core.errors import SourceError
+from components.ingest.archives import TarBatch
+from components.ingest.batches import Batch, LabelledFile, group_of, pack_files
+from components.ingest.places import Bucket, ListedFile, LocalFolder, Place
+from components.ingest.tables import has_images, list_rows, row_groups
 
-# First bytes of the formats that are read. An empty file counts as a broken image.
-SIGNATURES = re.compile(rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|GIF8[79]a|BM|RIFF....WEBP|II\*\x00|MM\x00\*|\Z", re.DOTALL)
+FILE_KINDS = (".csv", ".parquet", ".tar")
 
 
 def names_window(source: str) -> bool:
-    """Whether a source is the id of a window that exists already, rather than a folder."""
+    """Whether a source is the id of a window that exists already, rather than a delivery."""
     return re.fullmatch(r"[0-9a-f]{32}", source) is not None
 
 
-@dataclass(frozen=True, kw_only=True)
-class SourceImage:
-    """One delivered file. `name` is its path below the source, with `/`; `label` its first folder."""
-
-    path: Path
-    name: str
-    label: str
-    group: str | None
+def absolute_source(source: str) -> str:
+    """A source as every process understands it, whatever its working directory."""
+    return source if "://" in source or names_window(source) else str(Path(source).absolute())
 
 
-def list_images(source: Path, config: IngestConfig) -> list[SourceImage]:
-    """List a folder of class folders, in order of name.
-
-    Args:
-        source: `source/<label>/.../<image>`.
-        config: Names to pass over, and the group pattern.
+def check_source(source: str, config: Config) -> None:
+    """Look through a source as far as that is cheap: all names and first bytes of a local one, the start of a remote.
 
     Raises:
-        SourceError: No folder, no class folder, no image, a file outside the class folders, or a file that is no image.
+        SourceError: See `list_batches`.
+    """
+    for batch in list_batches(source, config):
+        batch.check(config.ingest)
+        if "://" in source:
+            return
+
+
+def list_batches(source: str, config: Config) -> Iterator[Batch]:
+    """Cut a source into batches, as a stream, always the same way.
+
+    Args:
+        source: A folder or an `s3://` prefix that holds class folders (`<label>/.../<image>`), tars or Parquet files;
+            or one .csv, .parquet or .tar file. Credentials and endpoint of a bucket are the store's.
+        config: Column names, group pattern, names to pass over.
+
+    Raises:
+        SourceError: Nothing there, no image, a file outside the class folders, or one that does not belong.
         ConfigurationError: The group pattern is no regular expression with a group.
     """
-    group_of = _group_pattern(config.group_pattern)
-    if not source.is_dir():
-        raise SourceError(
-            f"{source} is {'a file' if source.exists() else 'not there'}",
-            expected="a folder of class folders: SOURCE/<label>/<image>",
-            next_command="retrain run FOLDER",
-        )
-    images = []
-    for path in _walk(source, config.ignore):
-        name = path.relative_to(source).as_posix()
-        if not name.isprintable():
-            raise SourceError(
-                f"a file name that is not printable text: {name!r}",
-                expected="names in UTF-8 without control characters",
-                next_command="rename it",
-            )
-        label, separator, _ = name.partition("/")
-        if not separator:
-            raise SourceError(
-                f"{path} lies outside the class folders",
-                expected="every image in the folder of its label: SOURCE/<label>/<image>",
-                next_command=f"move it, or add {name!r} to ingest.ignore",
-            )
-        with path.open("rb") as file:
-            head = file.read(16)
-        if not SIGNATURES.match(head):
-            raise SourceError(
-                f"{path} is no image: it starts with {head!r}",
-                expected="JPEG, PNG, GIF, BMP, WebP or TIFF",
-                next_command=f"remove it, or add {path.name!r} to ingest.ignore",
-            )
-        match = group_of.search(name) if group_of else None
-        images.append(SourceImage(path=path, name=name, label=label, group=match[1] if match else None))
-    if not images:
+    batches = _batches(source, config)
+    first = next(batches, None)
+    if first is None:
         raise SourceError(
             f"{source} holds no images",
-            expected="class folders with images in them: SOURCE/<label>/<image>",
-            next_command="check the path; `ls` it",
+            expected="class folders with images in them: SOURCE/<label>/<image>; or .csv, .parquet or .tar files",
+            next_command="check the path; list it",
         )
-    return images
+    yield first
+    yield from batches
 
 
-def _group_pattern(pattern: str | None) -> re.Pattern[str] | None:
-    try:
-        compiled = re.compile(pattern) if pattern else None
-    except re.error as error:
-        compiled, pattern = None, f"{pattern} ({error})"
+def _batches(source: str, config: Config) -> Iterator[Batch]:
+    if source.lower().endswith(FILE_KINDS):
+        folder, _, name = source.rstrip("/").rpartition("/")
+        place = _place(folder or ("/" if source.startswith("/") else "."), config)
+        file = place.find(name)
+        if file is None:
+            raise SourceError(f"no file {source}", expected="a file that exists", next_command="check the path")
+        yield from _file_batches(place, file, config)
+        return
+    place = _place(source, config)
+    files = place.list_files()
+    first = next(files, None)
+    if first is None:
+        return
+    kind = next((kind for kind in FILE_KINDS if first.name.lower().endswith(kind)), None)
+    listed = chain([first], files)
+    if kind is None:
+        yield from pack_files(place, (_in_class_folder(place, file, config) for file in listed))
+        return
+    for file in listed:
+        if not file.name.lower().endswith(kind):
+            raise _does_not_belong(f"{place.uri}/{file.name}", f"only {kind} files, as {first.name} is", file.name)
+        yield from _file_batches(place, file, config)
+
+
+def _place(uri: str, config: Config) -> Place:
+    if uri.startswith("s3://"):
+        return Bucket(config.store.model_copy(update={"uri": uri.rstrip("/")}), config.ingest.ignore)
+    if "://" in uri:
+        raise SourceError(
+            f"the source {uri}", expected="a local path or s3://bucket/prefix", next_command="copy the delivery there"
+        )
+    return LocalFolder(Path(uri), config.ingest.ignore)
+
+
+def _file_batches(place: Place, file: ListedFile, config: Config) -> Iterator[Batch]:
+    if file.name.lower().endswith(".tar"):
+        yield TarBatch(place, file)
+    elif file.name.lower().endswith(".parquet") and has_images(place, file, config.ingest):
+        yield from row_groups(place, file, config.ingest)
     else:
-        if compiled is None or compiled.groups:
-            return compiled
-    raise ConfigurationError(
-        f"ingest.group_pattern is {pattern}",
-        expected="a regular expression with one group, such as '(clip-[0-9]+)'",
-        next_command="mend ingest.group_pattern",
+        yield from pack_files(place, list_rows(place, file, config.ingest))
+
+
+def _in_class_folder(place: Place, file: ListedFile, config: Config) -> LabelledFile:
+    label, separator, _ = file.name.partition("/")
+    if not separator:
+        raise _does_not_belong(
+            f"{place.uri}/{file.name} lies outside the class folders",
+            "every image in the folder of its label: SOURCE/<label>/<image>",
+            file.name,
+        )
+    return LabelledFile(file.name, label, group_of(file.name, config.ingest), file.size, file.stamp)
+
+
+def _does_not_belong(found: str, expected: str, name: str) -> SourceError:
+    return SourceError(
+        found, expected=expected, next_command=f"move it, or add {name.rpartition('/')[2]!r} to ingest.ignore"
     )
-
-
-def _walk(folder: Path, ignore: tuple[str, ...]) -> Iterator[Path]:
-    """Files below a folder in order of name. Links to files are followed; any other link is an error, not a silence."""
-    for entry in sorted(os.scandir(folder), key=lambda e: e.name):
-        if any(fnmatch.fnmatch(entry.name, pattern) for pattern in ignore):
-            continue
-        if entry.is_dir(follow_symlinks=False):
-            yield from _walk(Path(entry.path), ignore)
-        elif entry.is_symlink() and not Path(entry.path).is_file():
-            raise SourceError(
-                f"{entry.path} is a link that leads to no file",
-                expected="images, or links to images; folders themselves",
-                next_command="replace it by what it stands for (cp -rL), or add its name to ingest.ignore",
-            )
-        elif entry.is_file():
-            yield Path(entry.path)

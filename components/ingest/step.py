@@ -1,30 +1,31 @@
-"""Ingest: list the source, look at every image, pack a window."""
+"""Ingest: read the delivery batch by batch, look at every image once, pack a window."""
 
 from __future__ import annotations
 
-import os
-import warnings
-from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
-from components.core.config import Config, IngestConfig, check_strategy, load_config
+import pyarrow as pa
+
+from components.core.config import Config, check_strategy, load_config
 from components.core.contracts import RunParameters, WindowDocument
 from components.core.logs import progress
 from components.core.runs import Run, perform
-from components.core.storage import ObjectStore, open_store, sha256_hex
-from components.core.windows import ImageRow, Window, split_of, write_window
-from components.ingest.inspection import inspect_image
-from components.ingest.sources import SourceImage, list_images, names_window
+from components.core.storage import ObjectStore, open_store
+from components.core.windows import Window
+from components.ingest.packing import write_window
+from components.ingest.processes import Workers
+from components.ingest.sources import absolute_source, list_batches, names_window
+from components.ingest.workers import read_batches, spool_folder
+
+WORKER_BYTES = 4 * 2**30  # address space of a worker beyond what it is forked with: a batch, a row group, allocators
+BYTES_PER_PIXEL = 32  # an image decoded, converted, turned and counted
 
 
 def run(config_path: str, run_id: str, source: str, strategy: str) -> WindowDocument:
     """Begin a run: file its configuration and parameters, then turn its source into a window.
 
     Raises:
-        SourceError: See `list_images`.
+        SourceError: See `list_batches`.
         ConfigurationError: The configuration or the strategy is wrong.
     """
     config = load_config(config_path)
@@ -44,80 +45,63 @@ def _ingest(record: Run, config: Config, source: str, strategy: str) -> WindowDo
 def ingest(store: ObjectStore, config: Config, source: str) -> WindowDocument:
     """Make the window of a source, or find it: the same images are the same window, however they are ordered.
 
+    Killed at any moment, it goes on where it was when it is called again on the same machine.
+
     Args:
-        source: A folder of class folders, or the id of a window that exists.
+        source: See `list_batches`; or the id of a window that exists.
 
     Raises:
-        SourceError: See `list_images`.
+        SourceError: See `list_batches`.
         ConfigurationError: There is no window of that id.
     """
     if names_window(source):
         return Window.open(store, config.dataset, source).document
-    images = list_images(Path(source), config.ingest)
+    source = absolute_source(source)
+    memory = WORKER_BYTES + BYTES_PER_PIXEL * config.ingest.max_pixels
     with (
-        warnings.catch_warnings(),  # around the threads, which share the filters: Pillow warns of what is checked here
-        progress("reading images", len(images)) as advance,
-        ThreadPoolExecutor(os.cpu_count()) as pool,
+        spool_folder(config.store.cache_folder, source, config.ingest) as folder,
+        Workers(config.ingest.workers, memory) as workers,
     ):
-        warnings.simplefilter("ignore")
-        rows = []
-        for row in pool.map(partial(_look_at, config=config.ingest), images):
-            rows.append(row)
-            advance(1)
-    rows = mark_duplicates(rows)
-    paths = {image.name: image.path for image in images}
-    with progress("packing images", len(rows)) as advance:
-        return write_window(
-            store,
-            config.dataset,
-            source,
-            rows,
-            lambda row: paths[row.source].read_bytes(),
-            shard_bytes=config.ingest.shard_bytes,
-            progress=advance,
-        )
+        rows = mark_duplicates(_read(workers, source, config, folder))
+        with progress("packing images", len(rows)) as advance:
+            return write_window(
+                store, config.dataset, source, rows, folder, workers, config.ingest.shard_bytes, advance
+            )
 
 
-def _look_at(image: SourceImage, config: IngestConfig) -> ImageRow:
-    data = image.path.read_bytes()
-    sha256 = sha256_hex(data)
-    facts = inspect_image(data, config.max_pixels)
-    return ImageRow(
-        sha256=sha256,
-        label=image.label,
-        group=image.group,
-        status="ok" if facts else "unreadable",
-        split=split_of(sha256, image.group, config.holdout_fraction) if facts else "none",
-        width=facts.width if facts else None,
-        height=facts.height if facts else None,
-        channels=facts.channels if facts else None,
-        format=facts.format if facts else None,
-        bytes=len(data),
-        mean=facts.mean if facts else None,
-        std=facts.std if facts else None,
-        sharpness=facts.sharpness if facts else None,
-        source=image.name,
-    )
+def _read(workers: Workers, source: str, config: Config, folder: Path) -> pa.Table:
+    with progress("reading images") as advance:
+        tables = []
+        for table in read_batches(workers, list_batches(source, config), folder, config.ingest):
+            tables.append(table)
+            advance(len(table))
+    return pa.concat_tables(tables)
 
 
-def mark_duplicates(rows: Iterable[ImageRow]) -> list[ImageRow]:
-    """Keep the first of equal images (by name), and none of those that came under two labels.
+def mark_duplicates(rows: pa.Table) -> pa.Table:
+    """Keep the first of equal images (a labelled one if there is one, then by name), and none under two labels.
+
+    Args:
+        rows: With the columns `sha256`, `label`, `status`, `split` and `source`, in any order.
 
     Returns:
-        All rows; the others have status `duplicate` or `conflicting` and are on no side of the split.
+        The rows in order of name; the others have status `duplicate` or `conflicting` and are on no side of the split.
     """
-    first: dict[str, ImageRow] = {}
-    labels: dict[str, set[str]] = {}
-    ordered = sorted(rows, key=lambda r: r.source)
-    for row in ordered:
-        if row.status == "ok":
-            first.setdefault(row.sha256, row)
-            labels.setdefault(row.sha256, set()).add(row.label)
-    marked = []
-    for row in ordered:
-        if row.status == "ok" and len(labels[row.sha256]) > 1:
-            row = replace(row, status="conflicting", split="none")
-        elif row.status == "ok" and first[row.sha256] is not row:
-            row = replace(row, status="duplicate", split="none")
-        marked.append(row)
-    return marked
+    rows = rows.sort_by("source")
+    digests, labels = rows["sha256"].to_pylist(), rows["label"].to_pylist()
+    status, split = rows["status"].to_pylist(), rows["split"].to_pylist()
+    first: dict[str, int] = {}
+    conflicting: set[str] = set()
+    usable = [n for n, word in enumerate(status) if word == "ok"]
+    for n in sorted(usable, key=lambda n: labels[n] is None):  # stable: by name among the labelled, then the others
+        known = first.setdefault(digests[n], n)
+        if labels[n] is not None and labels[n] != labels[known]:
+            conflicting.add(digests[n])
+    for n in usable:
+        if digests[n] in conflicting:
+            status[n], split[n] = "conflicting", "none"
+        elif first[digests[n]] != n:
+            status[n], split[n] = "duplicate", "none"
+    for name, values in (("status", status), ("split", split)):
+        rows = rows.set_column(rows.schema.get_field_index(name), name, pa.array(values, pa.string()))
+    return rows

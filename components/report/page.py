@@ -55,9 +55,10 @@ def _section(run: Run) -> RunSection:
         if report.window:
             config = run.config
             window = Window.open(run.store, config.dataset, report.window)
-            for row in window.manifest():
-                if row.status != "ok":
-                    set_aside.setdefault(row.status, []).append(row.source)
+            rows = window.manifest(("status", "reason", "source")).to_pylist()
+            for row in (row for row in rows if row["status"] != "ok"):
+                why = f" ({row['reason']})" if row["reason"] else ""
+                set_aside.setdefault(row["status"], []).append(f"{row['source']}{why}")
             pictures = compare_classes(_known_windows(run, config, report), window, config.report.example_images)
     except RetrainError as error:  # a window that was removed or damaged since: the rest of the page still tells
         unavailable = str(error)

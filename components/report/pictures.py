@@ -7,11 +7,12 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import pyarrow as pa
 from PIL import Image
 
 from components.core.contracts import RunReport
 from components.core.pixels import eight_bits
-from components.core.windows import ImageRow, Window
+from components.core.windows import Window
 
 THUMBNAIL_PIXELS = 96
 MOST_CLASSES = 40  # the page is one file: 40 classes of 16 pictures are a few megabytes
@@ -46,14 +47,16 @@ def compare_classes(known: Sequence[Window], arrived: Window, images_per_class: 
 def _thumbnails(windows: Sequence[Window], labels: set[str], images_per_class: int) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for window in windows:
-        wanted: list[ImageRow] = []
         counts = {label: len(uris) for label, uris in found.items()}
-        for row in window.rows():
-            if row.label in labels and counts.get(row.label, 0) < images_per_class:
-                counts[row.label] = counts.get(row.label, 0) + 1
-                wanted.append(row)
-        for row, data in window.images(wanted):
-            found.setdefault(row.label, []).append(thumbnail(data))
+        wanted: list[int] = []
+        rows = window.rows()
+        names = rows["label"].to_pylist()
+        for position, label in enumerate(names):
+            if label in labels and counts.get(label, 0) < images_per_class:
+                counts[label] = counts.get(label, 0) + 1
+                wanted.append(position)
+        for position, data in window.images(rows.take(pa.array(wanted, pa.int64()))):
+            found.setdefault(names[wanted[position]], []).append(thumbnail(data))
     return found
 
 

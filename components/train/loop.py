@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -11,9 +12,20 @@ from torch import Tensor, nn
 from components.core.config import LoopConfig
 
 
+class Rows(Protocol):
+    """Training rows: a tensor (n, ...), or pixels on disk that are gathered when they are asked for."""
+
+    device: torch.device
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: Tensor, /) -> Tensor:
+        """The rows at an index, int64 (b,), on `device`."""
+
+
 def fit(
     network: nn.Module,
-    inputs: Tensor,
+    inputs: Rows,
     labels: Tensor,
     config: LoopConfig,
     *,
@@ -25,8 +37,8 @@ def fit(
 
     Args:
         network: Maps a batch of `inputs` to logits (n, classes); its parameters with `requires_grad` are updated.
-        inputs: Shape (n, ...), on the network's device. n >= 2.
-        labels: Class indices, int64, shape (n,), same device.
+        inputs: n >= 2 rows, on any device.
+        labels: Class indices, int64, shape (n,), on the network's device.
         config: Epochs and rates.
         batch_size: Most rows of one step; the rows are spread evenly, so that no step has fewer than two.
         generator: Order of the rows; on the CPU.
@@ -45,10 +57,11 @@ def fit(
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warmup_cosine(step, steps))
     losses = []
     for _ in range(config.epochs):
-        order = torch.randperm(len(inputs), generator=generator).to(inputs.device)
-        total = torch.zeros((), device=inputs.device)
+        order = torch.randperm(len(inputs), generator=generator)
+        total = torch.zeros((), device=labels.device)
         for index in order.tensor_split(batches):
-            loss = nn.functional.cross_entropy(network(inputs[index]), labels[index])
+            rows = inputs[index.to(inputs.device)].to(labels.device)
+            loss = nn.functional.cross_entropy(network(rows), labels[index.to(labels.device)])
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()

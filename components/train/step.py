@@ -10,7 +10,7 @@ from safetensors.torch import save as save_tensors
 
 from components.core.config import Config
 from components.core.contracts import Decision, Lineage, Rung, TrainingSummary
-from components.core.datasets import ImageSet, load_images
+from components.core.datasets import ImageSet, PixelCache, Pixels, load_images
 from components.core.errors import ConfigurationError
 from components.core.models import (
     Classifier,
@@ -22,7 +22,7 @@ from components.core.models import (
 )
 from components.core.registry import Registry
 from components.core.runs import Run, open_run, perform
-from components.core.windows import Window
+from components.core.windows import SCHEMA, Window, to_parquet
 from components.train.strategies import STRATEGIES, Task
 
 REFERENCE_ROWS = 2000  # below this the false-alarm rate depends on which rows were drawn (0-25 % measured at 200)
@@ -43,8 +43,9 @@ def _train(record: Run, window_id: str, rung: int) -> TrainingSummary:
     old_windows = [Window.open(record.store, config.dataset, w) for w in decision.old_windows]
 
     spec = _spec(config, plan, decision, champion)
-    old = _known(load_images(old_windows, "train", spec, spec.classes))
-    new = _known(load_images([new_window], "train", spec, spec.classes, earlier=old_windows))
+    cache = PixelCache(config.store)
+    old = load_images(old_windows, "train", spec, spec.classes, cache).labelled()
+    new = load_images([new_window], "train", spec, spec.classes, cache, earlier=old_windows).labelled()
     if champion is None or plan.strategy == "retrain":
         spec = _normalised(spec, [old.images, new.images])
     device = best_device()
@@ -81,11 +82,11 @@ def _train(record: Run, window_id: str, rung: int) -> TrainingSummary:
         seed=config.training.seed,
         package=package_version("retrain-pipeline"),
     )
-    holdout = load_images([*old_windows, new_window], "holdout", spec, spec.classes)
+    holdout = load_images([*old_windows, new_window], "holdout", spec, spec.classes, cache, columns=SCHEMA.names)
     version = registry.save_version(
         {
             **save_classifier(trained.model),
-            "reference.safetensors": _reference(trained.model, _known(holdout), config, device),
+            **_reference(trained.model, holdout.labelled(), config),
             "lineage.json": lineage.model_dump_json(indent=1).encode(),
         }
     )
@@ -116,11 +117,11 @@ def _spec(config: Config, plan: Rung, decision: Decision, champion: Classifier |
     )
 
 
-def _normalised(spec: ModelSpec, sets: list[torch.Tensor]) -> ModelSpec:
+def _normalised(spec: ModelSpec, sets: list[Pixels]) -> ModelSpec:
     """Mean and standard deviation of each channel, from histograms of the 256 values: no copy of the images is made."""
     counts = torch.zeros(spec.channels, 256, dtype=torch.float64)
     for images in sets:
-        for batch in images.split(1024):
+        for batch in images.batches(1024):
             for channel in range(spec.channels):
                 counts[channel] += torch.bincount(batch[:, channel].flatten(), minlength=256)
     values, weights = torch.arange(256) / 255.0, counts / counts.sum(dim=1, keepdim=True)
@@ -129,23 +130,15 @@ def _normalised(spec: ModelSpec, sets: list[torch.Tensor]) -> ModelSpec:
     return spec.model_copy(update={"mean": tuple(mean.tolist()), "std": tuple(std.tolist())})
 
 
-def _known(images: ImageSet) -> ImageSet:
-    """Rows whose label is among the classes; the others (too few for a class of their own) do not train."""
-    return images.subset(images.labels >= 0)
-
-
-def _reference(model: Classifier, holdout: ImageSet, config: Config, device: torch.device) -> bytes:
-    """Features of held-out rows, so that drift detection never reads old images again."""
+def _reference(model: Classifier, holdout: ImageSet, config: Config) -> dict[str, bytes]:
+    """Features and manifest rows of a held-out sample, so that drift detection never reads old images again."""
     pick = torch.randperm(len(holdout), generator=torch.Generator().manual_seed(config.training.seed))[:REFERENCE_ROWS]
     sample = holdout.subset(pick.sort().values)
-    features = extract_features(model, sample.images.to(device), config.evaluation.batch_size)
-    properties = [[row.mean or 0.0, row.std or 0.0, row.sharpness or 0.0] for row in sample.rows]
-    return save_tensors(
-        {
-            "embeddings": features.embeddings,
-            "early": features.early,
-            "probabilities": features.probabilities,
-            "properties": torch.tensor(properties, dtype=torch.float32),
-            "labels": sample.labels,
-        }
-    )
+    features = extract_features(model, sample.images.batches(config.evaluation.batch_size))
+    tensors = {
+        "embeddings": features.embeddings,
+        "early": features.early,
+        "probabilities": features.probabilities,
+        "labels": sample.labels,
+    }
+    return {"reference.safetensors": save_tensors(tensors), "reference.parquet": to_parquet(sample.rows)}

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from components.core.config import LoopConfig, StrategyName
-from components.core.datasets import ImageSet
+from components.core.datasets import ImageSet, Pixels
 from components.core.logs import progress
 from components.core.models import Classifier, ModelSpec, build_classifier, extract_features, grow_head
-from components.train.loop import fit
+from components.train.loop import Rows, fit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +85,7 @@ def fine_tune(task: Task) -> Trained:
 def retrain(task: Task) -> Trained:
     """Train fresh weights on all old and new rows."""
     model = build_classifier(task.spec, task.generator).to(task.device).train()
-    images = torch.cat([task.old.images, task.new.images]).to(task.device)
+    images = Pixels.concat([task.old.images, task.new.images])
     labels = torch.cat([task.old.labels, task.new.labels]).to(task.device)
     return Trained(model=model, losses=_fit(task, task.loop, model, images, labels), rows=len(labels), replayed_rows=0)
 
@@ -119,11 +119,11 @@ def _start_from_champion(task: Task) -> Classifier:
     return grow_head(task.champion, task.spec.classes, task.generator).to(task.device)
 
 
-def _new_and_replay(task: Task) -> tuple[Tensor, Tensor, int]:
-    """Images and labels on the device, and how many of them are replayed."""
+def _new_and_replay(task: Task) -> tuple[Pixels, Tensor, int]:
+    """Images, labels on the device, and how many of them are replayed."""
     count = round(task.replay_fraction * len(task.old))
     replay = task.old.subset(choose_replay(task.old.labels, count, task.generator))
-    images = torch.cat([replay.images, task.new.images]).to(task.device)
+    images = Pixels.concat([replay.images, task.new.images])
     return images, torch.cat([replay.labels, task.new.labels]).to(task.device), len(replay)
 
 
@@ -132,12 +132,12 @@ def _grown(task: Task) -> bool:
     return len(task.spec.classes) > len(task.champion.spec.classes)
 
 
-def _fit_head(task: Task, model: Classifier, images: Tensor, labels: Tensor) -> list[float]:
-    features = extract_features(model, images, batch_size=max(256, task.batch_size)).embeddings.to(task.device)
+def _fit_head(task: Task, model: Classifier, images: Pixels, labels: Tensor) -> list[float]:
+    features = extract_features(model, images.batches(max(256, task.batch_size))).embeddings.to(task.device)
     return _fit(task, task.head_loop, model.head, features, labels)
 
 
-def _fit(task: Task, loop: LoopConfig, network: nn.Module, inputs: Tensor, labels: Tensor) -> list[float]:
+def _fit(task: Task, loop: LoopConfig, network: nn.Module, inputs: Rows, labels: Tensor) -> list[float]:
     label = "training the head" if isinstance(network, nn.Linear) else "training"
     with progress(label, len(inputs) * loop.epochs) as advance:
         return fit(

@@ -2,54 +2,57 @@
 
 from __future__ import annotations
 
+import math
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from components.core.config import ValidationConfig
 from components.core.contracts import CheckedExpectation, ValidationReport
+from components.validate.columns import DERIVED, History, derive_columns
 
 if TYPE_CHECKING:
     import pandas as pd
 
+EXAMPLES = 3  # images or classes that a sentence names
+
 
 @dataclass(frozen=True, kw_only=True)
 class Rule:
-    """One expectation: what it is called, what follows when it fails, and GX's name and arguments for it."""
+    """One expectation: what it is called, what follows when it fails, and GX's name and arguments for it.
+
+    `asked` and `found` complete the sentence "expected ..., found ...". `found` is given what GX says, and the rows at
+    fault: none where the rule holds, all where it is one on the whole table.
+    """
 
     name: str
     severity: Literal["reject", "warn"]
     expectation: str
     arguments: dict[str, Any]
     asked: str
+    found: Callable[[dict[str, Any], pd.DataFrame], str]
 
 
-def build_rules(config: ValidationConfig, columns: list[str]) -> list[Rule]:
-    """The rules that a configuration asks for."""
-
-    def at_most(fraction: float, status: str) -> dict[str, Any]:
-        return {"column": "status", "value_set": [status], "mostly": _rest(fraction)}
-
+def build_rules(config: ValidationConfig, columns: list[str], history: History) -> list[Rule]:
+    """The rules that a configuration asks for; those on the champion only where there is one."""
     not_in, between = "ExpectColumnValuesToNotBeInSet", "ExpectColumnValuesToBeBetween"
-    short = {
-        "column": "short_side",
-        "min_value": config.min_side_pixels,
-        "mostly": _rest(config.max_undersized_fraction),
-    }
-    return [
+    rules = [
         Rule(
             name="schema",
             severity="reject",
             expectation="ExpectTableColumnsToMatchSet",
-            arguments={"column_set": columns, "exact_match": True},
+            arguments={"column_set": [*columns, *DERIVED], "exact_match": True},
             asked="the manifest's columns",
+            found=lambda result, _: _columns(result, columns),
         ),
         Rule(
             name="labels",
-            severity="reject",
+            severity="warn",
             expectation="ExpectColumnValuesToNotBeNull",
-            arguments={"column": "label"},
-            asked="a label on every image",
+            arguments={"column": "label", "mostly": _rest(config.max_unlabelled_fraction)},
+            asked=_at_most(config.max_unlabelled_fraction, "images without a label"),
+            found=_rows,
         ),
         Rule(
             name="enough images",
@@ -57,41 +60,75 @@ def build_rules(config: ValidationConfig, columns: list[str]) -> list[Rule]:
             expectation="ExpectColumnSumToBeBetween",
             arguments={"column": "usable", "min_value": config.min_images},
             asked=f"at least {config.min_images} usable images",
+            found=lambda result, _: f"{result['observed_value']:.0f}",
         ),
         Rule(
             name="readable",
             severity="reject",
             expectation=not_in,
-            arguments=at_most(config.max_unreadable_fraction, "unreadable"),
-            asked=f"at most {config.max_unreadable_fraction:.1%} unreadable images",
+            arguments=_status("unreadable", config.max_unreadable_fraction),
+            asked=_at_most(config.max_unreadable_fraction, "unreadable images"),
+            found=_rows,
         ),
         Rule(
             name="no duplicate flood",
             severity="reject",
             expectation=not_in,
-            arguments=at_most(config.max_duplicate_fraction, "duplicate"),
-            asked=f"at most {config.max_duplicate_fraction:.1%} exact duplicates",
+            arguments=_status("duplicate", config.max_duplicate_fraction),
+            asked=_at_most(config.max_duplicate_fraction, "exact duplicates"),
+            found=_rows,
         ),
         Rule(
             name="one label an image",
             severity="reject",
             expectation=not_in,
-            arguments=at_most(config.max_conflicting_fraction, "conflicting"),
-            asked=f"at most {config.max_conflicting_fraction:.1%} images under two labels",
+            arguments=_status("conflicting", config.max_conflicting_fraction),
+            asked=_at_most(config.max_conflicting_fraction, "images under two labels"),
+            found=_rows,
         ),
         Rule(
             name="large enough",
             severity="reject",
             expectation=between,
-            arguments=short,
-            asked=f"short sides of at least {config.min_side_pixels} pixels",
+            arguments={
+                "column": "short_side",
+                "min_value": config.min_side_pixels,
+                "mostly": _rest(config.max_undersized_fraction),
+            },
+            asked=_at_most(
+                config.max_undersized_fraction, f"images with a side shorter than {config.min_side_pixels} pixels"
+            ),
+            found=_rows,
+        ),
+        Rule(
+            name="not oversized",
+            severity="warn",
+            expectation=between,
+            arguments={"column": "long_side", "max_value": config.max_side_pixels},
+            asked=f"no images with a side longer than {config.max_side_pixels} pixels",
+            found=_rows,
+        ),
+        Rule(
+            name="allowed modes",
+            severity="reject",
+            expectation="ExpectColumnValuesToBeInSet",
+            arguments={
+                "column": "mode",
+                "value_set": list(config.allowed_modes),
+                "mostly": _rest(config.max_disallowed_mode_fraction),
+            },
+            asked=_at_most(
+                config.max_disallowed_mode_fraction, f"images in another mode than {', '.join(config.allowed_modes)}"
+            ),
+            found=_rows_by("mode"),
         ),
         Rule(
             name="both sides of the split",
             severity="reject",
             expectation="ExpectColumnDistinctValuesToContainSet",
-            arguments={"column": "split", "value_set": ["train", "holdout"]},
+            arguments={"column": "side", "value_set": ["train", "holdout"]},
             asked="rows to train on and rows held out",
+            found=lambda _, rows: " and ".join(sorted(rows["side"].dropna().unique())) or "neither",
         ),
         Rule(
             name="enough of each class",
@@ -99,8 +136,151 @@ def build_rules(config: ValidationConfig, columns: list[str]) -> list[Rule]:
             expectation=between,
             arguments={"column": "images_of_class", "min_value": config.min_images_per_class},
             asked=f"at least {config.min_images_per_class} images of each class",
+            found=_small_classes,
+        ),
+        Rule(
+            name="balanced",
+            severity="warn",
+            expectation="ExpectColumnMaxToBeBetween",
+            arguments={"column": "times_smallest", "max_value": config.max_imbalance},
+            asked=f"at most {config.max_imbalance:g} images of the largest class for one of the smallest",
+            found=lambda result, _: _number(result["observed_value"]),
+        ),
+        Rule(
+            name="few near duplicates",
+            severity="warn",
+            expectation=not_in,
+            arguments={
+                "column": "near_duplicate",
+                "value_set": [1],
+                "mostly": _rest(config.max_near_duplicate_fraction),
+            },
+            asked=_at_most(config.max_near_duplicate_fraction, "images that nearly equal another one"),
+            found=_rows,
+        ),
+        Rule(
+            name="no leakage",
+            severity="warn",
+            expectation="ExpectColumnValuesToBeNull",
+            arguments={"column": "leak"},
+            asked="no images whose like stands on the other side of the split (the same image or group, seen before on "
+            "the other side, is left out of training anyway)",
+            found=_rows_by("leak"),
         ),
     ]
+    if history.rows is not None:
+        repeats = Rule(
+            name="few repeats",
+            severity="warn",
+            expectation=not_in,
+            arguments={"column": "repeated", "value_set": [1], "mostly": _rest(config.max_repeated_fraction)},
+            asked=_at_most(config.max_repeated_fraction, "images that the champion's windows hold already"),
+            found=_rows,
+        )
+        rules.append(repeats)
+    if history.classes is not None:
+        rules += _class_rules(history.classes)
+    return rules
+
+
+def _class_rules(classes: tuple[str, ...]) -> list[Rule]:
+    """Both are information: the head can grow, and a class may rest for a while."""
+    return [
+        Rule(
+            name="known classes",
+            severity="warn",
+            expectation="ExpectColumnValuesToBeInSet",
+            arguments={"column": "class", "value_set": list(classes)},
+            asked=f"images of the champion's {len(classes)} classes only",
+            found=_rows_by("class"),
+        ),
+        Rule(
+            name="no class missing",
+            severity="warn",
+            expectation="ExpectColumnDistinctValuesToContainSet",
+            arguments={"column": "class", "value_set": list(classes)},
+            asked=f"usable images of each of the champion's {len(classes)} classes",
+            found=lambda _, rows: _missing_classes(set(classes) - set(rows["class"])),
+        ),
+    ]
+
+
+def validate_manifest(
+    manifest: pd.DataFrame, config: ValidationConfig, columns: list[str], history: History
+) -> tuple[ValidationReport, str]:
+    """Run the suite.
+
+    A manifest that lacks a column is another version's: only its schema is checked then.
+
+    Args:
+        manifest: One row an image, as `windows.SCHEMA` has them.
+        config: Thresholds.
+        columns: The columns that a manifest must have.
+        history: What the champion has seen.
+
+    Returns:
+        Every expectation with what was found, and the same as a page of HTML that needs nothing else.
+    """
+    os.environ["GX_ANALYTICS_ENABLED"] = "false"  # read when the package is imported
+    import great_expectations as gx
+
+    from components.validate.docs import render_page
+
+    rules = build_rules(config, columns, history)
+    if set(columns) <= set(manifest.columns):
+        frame = derive_columns(manifest, history)
+    else:
+        rules, frame = rules[:1], manifest.assign(**dict.fromkeys(DERIVED))
+    context: Any = gx.get_context(mode="ephemeral")
+    context.variables.progress_bars = {"globally": False}
+    asset = context.data_sources.add_pandas("store").add_dataframe_asset("manifest")
+    batch = asset.add_batch_definition_whole_dataframe("window").get_batch({"dataframe": frame})
+    suite = gx.ExpectationSuite(
+        "window",
+        expectations=[
+            getattr(gx.expectations, rule.expectation)(**rule.arguments, meta={"rule": rule.name}) for rule in rules
+        ],
+    )
+    # COMPLETE would list every row at fault, a million of them in a flood.
+    outcome: Any = batch.validate(suite, result_format="BASIC")
+    found = {result.expectation_config.meta["rule"]: result for result in outcome.results}
+    report = ValidationReport(expectations=tuple(_checked(rule, found[rule.name], frame) for rule in rules))
+    return report, render_page(outcome, report)
+
+
+def _checked(rule: Rule, result: Any, frame: pd.DataFrame) -> CheckedExpectation:
+    if (result.exception_info or {}).get("exception_message"):
+        raise RuntimeError(f"great_expectations could not check {rule.name!r}: {result.exception_info}")
+    found = rule.found(result.result, _at_fault(rule, frame, result.success))
+    return CheckedExpectation(
+        name=rule.name,
+        severity=rule.severity,
+        passed=bool(result.success),
+        sentence=f"{rule.name}: expected {rule.asked}, found {found}.",
+    )
+
+
+def _at_fault(rule: Rule, frame: pd.DataFrame, success: bool) -> pd.DataFrame:
+    """The rows that a failed rule is about: GX names no more than twenty of them, and not by their source."""
+    if not rule.expectation.startswith("ExpectColumnValues"):
+        return frame
+    if success:
+        return frame.iloc[:0]
+    column, arguments = frame[rule.arguments["column"]], rule.arguments
+    match rule.expectation:
+        case "ExpectColumnValuesToNotBeNull":
+            outside = column.isna()
+        case "ExpectColumnValuesToBeNull":
+            outside = column.notna()
+        case "ExpectColumnValuesToNotBeInSet":
+            outside = column.isin(arguments["value_set"])
+        case "ExpectColumnValuesToBeInSet":
+            outside = column.notna() & ~column.isin(arguments["value_set"])
+        case _:
+            lowest, highest = arguments.get("min_value", -math.inf), arguments.get("max_value", math.inf)
+            outside = (column < lowest) | (column > highest)
+    rows: pd.DataFrame = frame.loc[outside]
+    return rows
 
 
 def _rest(fraction: float) -> float:
@@ -108,61 +288,66 @@ def _rest(fraction: float) -> float:
     return round(1.0 - fraction, 9)
 
 
-def derive_columns(manifest: pd.DataFrame) -> pd.DataFrame:
-    """Add what the rules look at: `usable` (0 or 1), `short_side` (pixels), `images_of_class` (of usable rows)."""
-    usable = (manifest["status"] == "ok").astype(int)
-    return manifest.assign(
-        usable=usable,
-        short_side=manifest[["width", "height"]].min(axis=1),
-        images_of_class=usable.groupby(manifest["label"]).transform("sum"),
-    )
+def _status(status: str, fraction: float) -> dict[str, Any]:
+    return {"column": "status", "value_set": [status], "mostly": _rest(fraction)}
 
 
-def validate_manifest(manifest: pd.DataFrame, config: ValidationConfig, columns: list[str]) -> ValidationReport:
-    """Run the suite.
-
-    Args:
-        manifest: One row an image, as `windows.SCHEMA` has them.
-        config: Thresholds.
-        columns: The columns that a manifest must have.
-
-    Returns:
-        Every expectation with what was found.
-    """
-    os.environ["GX_ANALYTICS_ENABLED"] = "false"  # read when the package is imported
-    import great_expectations as gx
-
-    rules = build_rules(config, [*columns, "usable", "short_side", "images_of_class"])
-    context: Any = gx.get_context(mode="ephemeral")
-    context.variables.progress_bars = {"globally": False}
-    asset = context.data_sources.add_pandas("store").add_dataframe_asset("manifest")
-    batch = asset.add_batch_definition_whole_dataframe("window").get_batch({"dataframe": derive_columns(manifest)})
-    suite = gx.ExpectationSuite(
-        "window",
-        expectations=[
-            getattr(gx.expectations, rule.expectation)(**rule.arguments, meta={"rule": rule.name}) for rule in rules
-        ],
-    )
-    results: Any = batch.validate(suite).results
-    found = {result.expectation_config.meta["rule"]: result for result in results}
-    return ValidationReport(expectations=tuple(_checked(rule, found[rule.name]) for rule in rules))
+def _at_most(fraction: float, things: str) -> str:
+    return f"at most {100 * fraction:g} % {things}" if fraction else f"no {things}"
 
 
-def _checked(rule: Rule, result: Any) -> CheckedExpectation:
-    if (result.exception_info or {}).get("exception_message"):
-        raise RuntimeError(f"great_expectations could not check {rule.name!r}: {result.exception_info}")
-    return CheckedExpectation(
-        name=rule.name,
-        severity=rule.severity,
-        passed=bool(result.success),
-        sentence=f"{rule.name}: expected {rule.asked}, found {_found(result.result, result.success)}.",
-    )
+def _rows(result: dict[str, Any], at_fault: pd.DataFrame) -> str:
+    """How many rows, and the first of them with the reason why they were set aside."""
+    examples = [
+        f"{source!r} ({reason})" if isinstance(reason, str) else f"{source!r}"
+        for source, reason in at_fault[["source", "reason"]].head(EXAMPLES).itertuples(index=False)
+    ]
+    return _how_many(result) + (f", such as {', '.join(examples)}" if examples else "")
 
 
-def _found(result: dict[str, Any], success: bool) -> str:
-    if "unexpected_percent" in result:
-        return f"{result['unexpected_count']} rows outside ({result['unexpected_percent'] or 0:.1f} %)"
-    observed = result.get("observed_value")
-    if isinstance(observed, list):
-        return f"{len(observed)} columns"
-    return ("all of them" if success else "not all of them") if observed is None else f"{observed:.0f}"
+def _rows_by(column: str) -> Callable[[dict[str, Any], pd.DataFrame], str]:
+    """The same, counted by the values of a column, the most frequent first."""
+
+    def found(result: dict[str, Any], at_fault: pd.DataFrame) -> str:
+        if at_fault.empty:
+            return _how_many(result)
+        counts = at_fault[column].value_counts()
+        sources = ", ".join(f"{source!r}" for source in at_fault["source"].head(EXAMPLES))
+        return f"{_how_many(result)}, {_listed([f'{v!r} ({n})' for v, n in counts.items()])}, such as {sources}"
+
+    return found
+
+
+def _how_many(result: dict[str, Any]) -> str:
+    count, percent = result.get("unexpected_count", 0), result.get("unexpected_percent") or 0.0
+    if not count:
+        return "none"
+    return f"{count} {'row' if count == 1 else 'rows'} ({percent:.{1 if percent >= 0.05 else 4}f} %)"
+
+
+def _small_classes(result: dict[str, Any], at_fault: pd.DataFrame) -> str:
+    if at_fault.empty:
+        return "no smaller one"
+    counts = at_fault.groupby("label")["usable"].sum().sort_values()
+    names = _listed([f"{label!r} ({n})" for label, n in counts.items()])
+    return f"{len(counts)} smaller {'one' if len(counts) == 1 else 'ones'}, {names}"
+
+
+def _missing_classes(missing: set[str]) -> str:
+    return f"none of {_listed([repr(name) for name in sorted(missing)])}" if missing else "all of them"
+
+
+def _columns(result: dict[str, Any], columns: list[str]) -> str:
+    observed = [name for name in result["observed_value"] if name not in DERIVED]
+    missing, surplus = set(columns) - set(observed), set(observed) - set(columns)
+    notes = [f"{verb} {', '.join(sorted(names))}" for verb, names in (("without", missing), ("with", surplus)) if names]
+    return ", ".join([f"{len(observed)} columns", *notes])
+
+
+def _number(value: float | None) -> str:
+    return "no class" if value is None else f"{value:.4g}"
+
+
+def _listed(names: list[str]) -> str:
+    rest = len(names) - EXAMPLES
+    return ", ".join(names[:EXAMPLES]) + (f" and {rest} more" if rest > 0 else "")

@@ -1,12 +1,13 @@
 """The Great Expectations suite: each expectation holds on good rows and fails for its own reason on bad ones."""
 
+import hashlib
 import warnings
 
 import pytest
 
 from components.core.config import ValidationConfig
 from components.core.contracts import CheckedExpectation, ValidationReport
-from components.core.windows import SCHEMA
+from components.validate.columns import History
 from components.validate.suite import build_rules, validate_manifest
 
 pd = pytest.importorskip("pandas")
@@ -20,7 +21,12 @@ def _great_expectations() -> None:
     """Import it once, by the product's own door: its modules import `sre_constants`, which is deprecated."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
-        validate_manifest(manifest(), CONFIG, SCHEMA.names)
+        check(manifest())
+
+
+def hash_of(number: int) -> bytes:
+    """A perceptual hash that is far from that of any other number."""
+    return hashlib.md5(str(number).encode(), usedforsecurity=False).digest()
 
 
 def manifest(rows: int = ROWS, **columns: object) -> "pd.DataFrame":
@@ -33,15 +39,18 @@ def manifest(rows: int = ROWS, **columns: object) -> "pd.DataFrame":
             "label": ["cat" if n % 2 else "dog" for n in range(rows)],
             "group": None,
             "status": "ok",
+            "reason": None,
             "split": ["holdout" if n % 5 == 0 else "train" for n in range(rows)],
             "width": 32.0,
             "height": 24.0,
             "channels": 3.0,
+            "mode": "RGB",
             "format": "PNG",
             "bytes": 900,
             "mean": 0.5,
             "std": 0.2,
             "sharpness": 0.1,
+            "perceptual_hash": [hash_of(n) for n in range(rows)],
             "source": [f"{n}.png" for n in range(rows)],
             "shard": "images-00000.tar",
             "offset": 512.0,
@@ -54,51 +63,56 @@ def first(count: int, value: object, otherwise: object, rows: int = ROWS) -> lis
     return [value if n < count else otherwise for n in range(rows)]
 
 
-def check(frame: "pd.DataFrame", config: ValidationConfig = CONFIG) -> ValidationReport:
-    return validate_manifest(frame, config, SCHEMA.names)
+COLUMNS = list(manifest().columns)
+NOBODY = History()
 
 
-def broken(frame: "pd.DataFrame", config: ValidationConfig = CONFIG) -> dict[str, str]:
+def check(frame: "pd.DataFrame", config: ValidationConfig = CONFIG, history: History = NOBODY) -> ValidationReport:
+    return validate_manifest(frame, config, COLUMNS, history)[0]
+
+
+def broken(frame: "pd.DataFrame", config: ValidationConfig = CONFIG, history: History = NOBODY) -> dict[str, str]:
     """The expectations that do not hold, with what they say."""
-    return {e.name: e.sentence for e in check(frame, config).expectations if not e.passed}
+    return {e.name: e.sentence for e in check(frame, config, history).expectations if not e.passed}
 
 
 def test_a_good_manifest_is_valid() -> None:
     report = check(manifest())
     assert report.word == "valid"
     assert broken(manifest()) == {}
-    assert "9 of 9 expectations hold." in report.sentence
+    assert "14 of 14 expectations hold." in report.sentence
 
 
 def test_every_rule_is_checked_once_and_in_order() -> None:
-    names = [rule.name for rule in build_rules(CONFIG, SCHEMA.names)]
-    assert len(set(names)) == len(names)
-    assert [e.name for e in check(manifest()).expectations] == names
+    champion = History(classes=("cat", "dog"), rows=manifest().iloc[:0])
+    for history, count in ((NOBODY, 14), (champion, 17)):
+        names = [rule.name for rule in build_rules(CONFIG, COLUMNS, history)]
+        assert len(set(names)) == len(names) == count
+        assert [e.name for e in check(manifest(), history=history).expectations] == names
 
 
 @pytest.mark.parametrize(
     ("frame", "name", "found"),
     [
-        pytest.param(manifest().drop(columns="sharpness"), "schema", "19 columns", id="a column is missing"),
-        pytest.param(manifest(extra=1), "schema", "21 columns", id="a column too many"),
-        pytest.param(manifest(label=first(1, None, "cat")), "labels", "1 rows outside", id="a label is missing"),
-        pytest.param(manifest(rows=49), "enough images", "found 49", id="too few images"),
         pytest.param(
-            manifest(status=first(3, "unreadable", "ok")), "readable", "3 rows outside (3.0 %)", id="unreadable"
+            manifest().drop(columns="sharpness"), "schema", "19 columns, without sharpness", id="a column is missing"
         ),
+        pytest.param(manifest().drop(columns="mode"), "schema", "without mode", id="a column of a rule is missing"),
+        pytest.param(manifest(extra=1), "schema", "21 columns, with extra", id="a column too many"),
+        pytest.param(manifest(rows=49), "enough images", "found 49", id="too few images"),
+        pytest.param(manifest(status=first(3, "unreadable", "ok")), "readable", "3 rows (3.0 %)", id="unreadable"),
         pytest.param(
             manifest(rows=200, status=first(101, "duplicate", "ok", 200)),
             "no duplicate flood",
-            "101 rows outside (50.5 %)",
+            "101 rows (50.5 %)",
             id="duplicates",
         ),
-        pytest.param(
-            manifest(status=first(2, "conflicting", "ok")), "one label an image", "2 rows outside", id="conflicting"
-        ),
-        pytest.param(manifest(width=first(3, 7.0, 32.0)), "large enough", "3 rows outside", id="narrow"),
-        pytest.param(manifest(height=first(3, 7.0, 32.0)), "large enough", "3 rows outside", id="low"),
-        pytest.param(manifest(split="train"), "both sides of the split", "not all of them", id="nothing held out"),
-        pytest.param(manifest(split="holdout"), "both sides of the split", "not all of them", id="nothing to train on"),
+        pytest.param(manifest(status=first(2, "conflicting", "ok")), "one label an image", "2 rows", id="conflicting"),
+        pytest.param(manifest(width=first(3, 7.0, 32.0)), "large enough", "3 rows", id="narrow"),
+        pytest.param(manifest(height=first(3, 7.0, 32.0)), "large enough", "3 rows", id="low"),
+        pytest.param(manifest(mode=first(3, "F", "RGB")), "allowed modes", "3 rows (3.0 %), 'F' (3)", id="odd modes"),
+        pytest.param(manifest(split="train"), "both sides of the split", "found train.", id="nothing held out"),
+        pytest.param(manifest(split="holdout"), "both sides of the split", "found holdout.", id="nothing to train on"),
     ],
 )
 def test_a_broken_manifest_is_invalid_for_its_own_reason_only(frame: "pd.DataFrame", name: str, found: str) -> None:
@@ -118,6 +132,9 @@ def test_a_broken_manifest_is_invalid_for_its_own_reason_only(frame: "pd.DataFra
         pytest.param(manifest(width=8.0, height=8.0), id="eight pixels"),
         pytest.param(manifest(width=first(2, 7.0, 32.0)), id="two per cent undersized"),
         pytest.param(manifest(label=first(5, "owl", "cat")), id="five of a class"),
+        pytest.param(manifest(rows=505, label=first(5, "owl", "cat", 505)), id="a hundred to one"),
+        pytest.param(manifest(mode=first(2, "F", "RGB")), id="two per cent of another mode"),
+        pytest.param(manifest(width=10_000.0), id="the longest side"),
     ],
 )
 def test_thresholds_may_be_met_exactly(frame: "pd.DataFrame") -> None:
@@ -135,7 +152,7 @@ def test_a_small_class_is_a_warning_and_stays_valid() -> None:
     report = check(manifest(label=first(4, "owl", "cat")))
     assert report.word == "valid"
     assert [e.name for e in report.warnings] == ["enough of each class"]
-    assert "4 rows outside" in report.sentence
+    assert "found 1 smaller one, 'owl' (4)" in report.sentence
 
 
 def test_only_usable_images_count() -> None:
@@ -155,13 +172,51 @@ def test_a_window_in_which_nothing_can_be_read_is_invalid() -> None:
     report = check(manifest(status="unreadable", split="none", **nothing))
     assert report.word == "invalid"
     assert {e.name for e in report.failures} == {"enough images", "readable", "both sides of the split"}
-    assert "100 rows outside (100.0 %)" in report.sentence
+    assert "100 rows (100.0 %)" in report.sentence
 
 
 def test_an_empty_manifest_is_invalid() -> None:
     report = check(manifest().iloc[:0])
     assert report.word == "invalid"
     assert "enough images" in {e.name for e in report.failures}
+
+
+@pytest.mark.parametrize(
+    ("frame", "name", "found"),
+    [
+        pytest.param(manifest(label=first(1, None, "cat")), "labels", "1 row (1.0 %), such as '0.png'", id="no label"),
+        pytest.param(manifest(width=first(1, 10_001.0, 32.0)), "not oversized", "1 row (1.0 %)", id="wide"),
+        pytest.param(manifest(height=first(1, 10_001.0, 24.0)), "not oversized", "1 row (1.0 %)", id="high"),
+        pytest.param(manifest(rows=506, label=first(5, "owl", "cat", 506)), "balanced", "found 100.2.", id="imbalance"),
+    ],
+)
+def test_what_is_odd_but_no_fault_is_a_warning(frame: "pd.DataFrame", name: str, found: str) -> None:
+    report = check(frame)
+    assert report.word == "valid"
+    assert list(broken(frame)) == [name]
+    assert found in report.sentence
+
+
+def test_late_labels_reject_only_when_too_few_images_are_left() -> None:
+    assert check(manifest(label=first(50, None, "cat"))).word == "valid"
+    report = check(manifest(label=first(51, None, "cat")))
+    assert [e.name for e in report.failures] == ["enough images"]
+    assert [e.name for e in report.warnings] == ["labels"]
+    behind = ValidationConfig(max_unlabelled_fraction=0.5)
+    assert broken(manifest(label=first(50, None, "cat")), behind) == {}
+    assert "labels" in broken(manifest(label=first(51, None, "cat")), behind)
+
+
+def test_unlabelled_images_are_of_no_class_and_on_no_side() -> None:
+    frame = manifest(label=first(20, None, "cat"), split=first(20, "holdout", "train"))
+    assert set(broken(frame)) == {"labels", "both sides of the split"}
+
+
+def test_a_sentence_names_three_images_with_the_reason() -> None:
+    reasons = first(4, "image file is truncated (3 bytes not processed)", None)
+    sentence = broken(manifest(status=first(4, "unreadable", "ok"), reason=reasons))["readable"]
+    reason = "(image file is truncated (3 bytes not processed))"
+    assert sentence.endswith(f"found 4 rows (4.0 %), such as '0.png' {reason}, '1.png' {reason}, '2.png' {reason}.")
 
 
 def test_thresholds_come_from_the_configuration() -> None:
@@ -188,3 +243,9 @@ def test_the_table_marks_what_holds_and_what_follows_when_it_does_not() -> None:
     )
     assert report.markdown.splitlines()[2:] == ["| ✓ | S. |", "| reject | S. |", "| warn | S. |"]
     assert (len(report.failures), len(report.warnings), report.word) == (1, 1, "invalid")
+
+
+def test_names_cannot_break_the_table() -> None:
+    hostile = CheckedExpectation(name="n", severity="warn", passed=False, sentence="found 'a|b' <img src=x>.")
+    table = ValidationReport(expectations=(hostile,)).markdown
+    assert table.splitlines()[2] == "| warn | found 'a&#124;b' &lt;img src=x&gt;. |"
