@@ -135,11 +135,13 @@ class DriftView(Document):
 
 
 class Fault(Document):
-    """A sign that the data are broken rather than the world changed. `effect` in [0, 1], larger is worse."""
+    """A sign that the data are broken rather than the world changed. `effect` in [0, 1], larger is worse. `examples`
+    are the SHA-256 of images that show it, the clearest first."""
 
     name: str
     effect: float
     sentence: str
+    examples: tuple[str, ...] = ()
 
 
 class DriftReport(StepDocument):

@@ -267,8 +267,8 @@ def flat_tail(rows: Lines, columns: Lines) -> float:
 def doubled_lines(lines: Lines) -> float:
     """Share of the lines that repeat the one before while a neighbour of it does not, in [0, 1]; plain ones count not.
 
-    A step counts as a repetition below a tenth of a step beside it: enlarged images that were compressed again no
-    longer repeat exactly.
+    A step counts as a repetition below a quarter of a step beside it: enlarged images that were compressed again no
+    longer repeat exactly. At a quarter, 5 % of honest images (digits, clothes, patches of photographs) exceed 0.15.
     """
     textured = ~(lines.uniform[1:] & lines.uniform[:-1])
     if textured.sum() < MIN_STEPS:
@@ -276,7 +276,7 @@ def doubled_lines(lines: Lines) -> float:
     beside = np.zeros_like(lines.steps)
     beside[1:] = lines.steps[:-1]
     beside[:-1] = np.maximum(beside[:-1], lines.steps[1:])
-    return float((lines.steps < beside / 10)[textured].mean())
+    return float((lines.steps < beside / 4)[textured].mean())
 
 
 def blockiness(rows: Lines, columns: Lines) -> float:

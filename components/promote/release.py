@@ -19,7 +19,7 @@ def quarantined(store: ObjectStore, dataset: str) -> dict[str, Decision]:
 def release_window(
     store: ObjectStore, model: str, dataset: str, window: str, *, actor: str, reason: str
 ) -> LedgerRecord:
-    """Release a window: one ledger record, then it leaves the quarantine. The next run of it decides by its other rules.
+    """Release a window: one ledger record, then it leaves the quarantine. Its next run decides by the other rules.
 
     Args:
         window: Id of a window in quarantine, or the start of one.

@@ -1,19 +1,26 @@
-"""The drift report of synthetic windows: quiet, moved, relabelled, with new classes, and too small to tell."""
+"""The drift report of synthetic windows: quiet, moved, relabelled, with new classes, half labelled, too small to tell."""
 
-from dataclasses import replace
+from collections.abc import Callable
+from pathlib import Path
 
+import pyarrow as pa
 import pytest
 import torch
 from pydantic import ValidationError
+from safetensors.torch import save as save_tensors
 from torch import Tensor
 from torch.nn.functional import one_hot
 
 from components.core.config import DriftConfig
 from components.core.contracts import DriftReport
-from components.core.datasets import ImageSet
+from components.core.datasets import ImageSet, Pixels
+from components.core.errors import IntegrityError
 from components.core.models import Features
-from components.core.windows import ImageRow
-from components.detect_drift.step import compare
+from components.core.registry import Registry
+from components.core.storage import DirectoryStore
+from components.core.windows import SCHEMA, to_parquet
+from components.detect_drift.step import Reference, compare, load_reference
+from tests.unit.conftest import image_row
 
 CLASSES = ("cat", "dog", "owl")
 
@@ -33,40 +40,44 @@ def sample(seed: int, rows: int = 120, shift: float = 0.0, right: float = 0.95) 
     }
 
 
-def window(seen: dict[str, Tensor], names: list[str] | None = None) -> ImageSet:
-    """The rows of a window that was seen so; `names` are the labels delivered, by default the true ones."""
-    names = names or [CLASSES[i] for i in seen["labels"].tolist()]
-    row = ImageRow(
-        sha256="0" * 64,
-        label="",
-        group=None,
-        status="ok",
-        split="train",
-        width=8,
-        height=8,
-        channels=1,
-        format="PNG",
-        bytes=1,
-        mean=None,
-        std=None,
-        sharpness=None,
-        source="",
-    )
+def rows_of(seen: dict[str, Tensor], names: list[str | None]) -> pa.Table:
+    """Rows of the manifest that look like the sample."""
     rows = [
-        replace(row, label=name, mean=mean, std=std, sharpness=sharpness)
-        for name, (mean, std, sharpness) in zip(names, seen["properties"].tolist(), strict=True)
+        image_row(n, name, mean=mean, std=std, sharpness=sharpness)
+        for n, (name, (mean, std, sharpness)) in enumerate(zip(names, seen["properties"].tolist(), strict=True))
     ]
+    return pa.Table.from_pylist(rows, schema=SCHEMA)
+
+
+def true_names(seen: dict[str, Tensor]) -> list[str | None]:
+    return [CLASSES[i] for i in seen["labels"].tolist()]
+
+
+def window(seen: dict[str, Tensor], names: list[str | None] | None = None) -> ImageSet:
+    """The rows of a window that was seen so; `names` are the labels delivered, by default the true ones."""
+    names = true_names(seen) if names is None else names
+    blank = torch.zeros(1, 1, 8, 8, dtype=torch.uint8)
     return ImageSet(
-        images=torch.zeros(len(rows), 1, 8, 8, dtype=torch.uint8),
+        images=Pixels([blank], torch.zeros(len(names), dtype=torch.int64)),
         labels=torch.tensor([CLASSES.index(name) if name in CLASSES else -1 for name in names], dtype=torch.int64),
         classes=CLASSES,
-        rows=tuple(rows),
+        rows=rows_of(seen, names),
     )
 
 
-def report(seen: dict[str, Tensor], names: list[str] | None = None, config: DriftConfig | None = None) -> DriftReport:
-    features = Features(embeddings=seen["embeddings"], early=seen["early"], probabilities=seen["probabilities"])
-    return compare("v1", sample(0, rows=200), features, window(seen, names), config or DriftConfig())
+def features_of(seen: dict[str, Tensor]) -> Features:
+    return Features(embeddings=seen["embeddings"], early=seen["early"], probabilities=seen["probabilities"])
+
+
+def reference(seen: dict[str, Tensor]) -> Reference:
+    return Reference(features=features_of(seen), labels=seen["labels"], rows=rows_of(seen, true_names(seen)))
+
+
+def report(
+    seen: dict[str, Tensor], names: list[str | None] | None = None, config: DriftConfig | None = None
+) -> DriftReport:
+    past = reference(sample(0, rows=200))
+    return compare("v1", past, features_of(seen), window(seen, names), config or DriftConfig())
 
 
 def test_the_same_world_is_stable() -> None:
@@ -155,3 +166,66 @@ def test_a_window_that_moved_beyond_doubt_is_drift_under_every_configuration_tha
     found = report(sample(1, shift=6.0, right=0.4), config=config)
     assert found.drifted
     assert found.faults == ()
+
+
+# --- labels that are still to come
+
+
+@pytest.mark.parametrize("late", [1, 60, 110])
+def test_labels_that_are_still_to_come_are_no_new_class_and_no_change_of_the_classes(late: int) -> None:
+    seen = sample(1, right=1.0)
+    names = [None if i < late else name for i, name in enumerate(true_names(seen))]
+    found = report(seen, names)
+    assert (found.word, found.new_classes, found.faults) == ("stable", {}, ())
+    assert {view.name for view in found.views} == {"embeddings", "early layers", "softmax", "properties"}
+    assert (found.rows, found.window_accuracy) == (120, 1.0)
+
+
+def test_new_classes_among_late_labels_are_counted_without_them() -> None:
+    seen = sample(1)
+    names = [None if i < 40 else "bat" if i < 55 else name for i, name in enumerate(true_names(seen))]
+    assert report(seen, names).new_classes == {"bat": 15}
+
+
+def test_images_without_a_label_are_tested_for_drift() -> None:
+    found = report(sample(1, shift=2.0), [None] * 120)
+    assert found.word == "drifted"
+    assert (found.accuracy_drop, found.window_accuracy, found.new_classes) == (None, None, {})
+
+
+def test_renamed_labels_are_a_fault_where_half_of_them_are_still_to_come() -> None:
+    seen = sample(1)
+    turned = [None if n % 2 else CLASSES[(i + 1) % 3] for n, i in enumerate(seen["labels"].tolist())]
+    assert [fault.name for fault in report(seen, turned).faults] == ["permuted-labels"]
+
+
+# --- the reference in a version
+
+
+def files_of(seen: dict[str, Tensor]) -> dict[str, bytes]:
+    tensors = {name: seen[name].contiguous() for name in ("embeddings", "early", "probabilities", "labels")}
+    rows = to_parquet(rows_of(seen, true_names(seen)))
+    return {"reference.safetensors": save_tensors(tensors), "reference.parquet": rows}
+
+
+def test_a_reference_that_was_saved_is_read_back(tmp_path: Path) -> None:
+    seen = sample(3)
+    registry = Registry(DirectoryStore(tmp_path / "store"), "m")
+    found = load_reference(registry, registry.save_version(files_of(seen)))
+    for name in ("embeddings", "early", "probabilities"):
+        assert torch.equal(getattr(found.features, name), seen[name])
+    assert torch.equal(found.labels, seen["labels"])
+    assert found.rows.equals(rows_of(seen, true_names(seen)))
+    now = sample(1)
+    told = (compare("v1", r, features_of(now), window(now), DriftConfig()) for r in (found, reference(seen)))
+    assert len(set(map(str, told))) == 1
+
+
+@pytest.mark.parametrize("name", ["reference.safetensors", "reference.parquet"])
+@pytest.mark.parametrize("tamper", [lambda path: path.write_bytes(path.read_bytes() + b"!"), Path.unlink])
+def test_a_tampered_reference_is_named(tmp_path: Path, name: str, tamper: Callable[[Path], object]) -> None:
+    registry = Registry(DirectoryStore(tmp_path / "store"), "m")
+    version = registry.save_version(files_of(sample(3)))
+    tamper(tmp_path / "store" / "models" / "m" / "versions" / version / name)
+    with pytest.raises(IntegrityError, match=name):
+        load_reference(registry, version)

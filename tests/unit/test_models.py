@@ -1,12 +1,14 @@
 """Classifiers: building, growing the head, features, saving; torchvision bodies behind the same two parts."""
 
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
+from components.core.datasets import Pixels
 from components.core.errors import ConfigurationError, IntegrityError
 from components.core.models import (
     Classifier,
@@ -102,7 +104,7 @@ def test_torchvision_bodies_give_logits(architecture: str, width: int, channels:
     built = build_classifier(spec(architecture, channels, 32), seeded(0)).eval()
     with torch.inference_mode():
         assert built(images(2, channels, 32)).shape == (2, 3)
-    features = extract_features(built, images(2, channels, 32), 2)
+    features = extract_features(built, [images(2, channels, 32)])
     assert features.embeddings.shape == (2, width)
     built.train()(images(2, channels, 32)).sum().backward()
     assert built.head.weight.grad is not None
@@ -186,14 +188,14 @@ def test_growing_by_nothing_is_a_copy(model: Classifier) -> None:
 
 
 def test_features_do_not_depend_on_the_batch_size(model: Classifier) -> None:
-    whole, parts = (extract_features(model, images(7), size) for size in (7, 3))
+    whole, parts = (extract_features(model, images(7).split(size)) for size in (7, 3))
     assert torch.allclose(whole.embeddings, parts.embeddings, atol=1e-5)
     assert torch.allclose(whole.early, parts.early, atol=1e-5)
     assert torch.allclose(whole.probabilities, parts.probabilities, atol=1e-5)
 
 
 def test_features_have_the_shapes_they_promise(model: Classifier) -> None:
-    features = extract_features(model, images(7), 4)
+    features = extract_features(model, images(7).split(4))
     assert features.embeddings.shape == (7, 64)
     assert features.early.shape == (7, 2 * 16)
     assert features.probabilities.shape == (7, 3)
@@ -201,12 +203,35 @@ def test_features_have_the_shapes_they_promise(model: Classifier) -> None:
     assert {t.dtype for t in (features.embeddings, features.early, features.probabilities)} == {torch.float32}
 
 
+def test_batches_are_taken_one_at_a_time(model: Classifier) -> None:
+    events: list[str] = []
+
+    def batches() -> Iterator[torch.Tensor]:
+        for batch in images(7).split(3):
+            events.append(f"asked for {len(batch)}")
+            yield batch
+
+    hook = model.body.register_forward_pre_hook(lambda _, inputs: events.append(f"saw {len(inputs[0])}"))
+    extract_features(model, batches())
+    hook.remove()
+    assert events == ["asked for 3", "saw 3", "asked for 3", "saw 3", "asked for 1", "saw 1"]
+
+
+def test_features_of_pixels_on_disk_are_those_of_the_tensor(model: Classifier) -> None:
+    stored = Pixels([images(4), images(3, seed=1)], torch.tensor([6, 0, 5, 0, 2]))
+    tensor = torch.cat([images(4), images(3, seed=1)])[[6, 0, 5, 0, 2]]
+    lazy, plain = extract_features(model, stored.batches(2)), extract_features(model, tensor.split(2))
+    assert torch.equal(lazy.embeddings, plain.embeddings)
+    assert torch.equal(lazy.early, plain.early)
+    assert torch.equal(lazy.probabilities, plain.probabilities)
+
+
 def test_early_features_are_mean_and_deviation_of_the_first_convolution(model: Classifier) -> None:
     batch = images(3)
     first = next(m for m in model.body.modules() if isinstance(m, nn.Conv2d))
     with torch.no_grad():
         maps = first((batch.float() / 255 - 0.4) / 0.3)
-    early = extract_features(model, batch, 8).early
+    early = extract_features(model, [batch]).early
     assert float(early[1, 5]) == pytest.approx(float(maps[1, 5].mean()), abs=1e-5)
     assert float(early[1, 16 + 5]) == pytest.approx(float(maps[1, 5].var(correction=0).sqrt()), abs=1e-5)
 
@@ -214,7 +239,7 @@ def test_early_features_are_mean_and_deviation_of_the_first_convolution(model: C
 def test_features_leave_batch_norm_and_hooks_as_they_were(model: Classifier) -> None:
     before = {name: value.clone() for name, value in model.state_dict().items()}
     model.train()
-    extract_features(model, images(7), 4)
+    extract_features(model, images(7).split(4))
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(not m._forward_hooks for m in model.modules())
 

@@ -312,7 +312,8 @@ def test_an_image_without_a_label_has_no_cls_member(store: DirectoryStore, worke
 
 
 def test_all_shards_together_hold_every_image_once(store: DirectoryStore, workers: Workers) -> None:
-    names = [name for path in shards_of(store, pack(store, some_rows(), workers, 2000).document) for name in read_tar(path)]
+    document = pack(store, some_rows(), workers, 2000).document
+    names = [name for path in shards_of(store, document) for name in read_tar(path)]
     assert len(names) == len(set(names)) == 2 * 25
 
 

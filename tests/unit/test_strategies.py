@@ -3,15 +3,16 @@
 from dataclasses import replace
 from functools import cache
 
+import pyarrow as pa
 import pytest
 import torch
 from sklearn.datasets import load_digits
 from torch import Tensor
 
 from components.core.config import LoopConfig
-from components.core.datasets import ImageSet
+from components.core.datasets import ImageSet, Pixels
 from components.core.models import Classifier, ModelSpec, build_classifier
-from components.core.windows import ImageRow
+from components.evaluate.step import answer
 from components.train.strategies import STRATEGIES, Task, Trained, choose_replay, fine_tune, retrain, train_head
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -93,25 +94,10 @@ def pick(start: int, stop: int, labels: tuple[int, ...]) -> ImageSet:
     """The digits of some classes among the rows from `start` to `stop`: rows below 1,000 train, the others test."""
     images, targets = digits()
     keep = torch.isin(targets[start:stop], torch.tensor(labels)).nonzero().flatten() + start
-    return ImageSet(images=images[keep], labels=targets[keep], classes=DIGITS, rows=(ROW,) * len(keep))
+    rows = pa.table({"row": keep.tolist()})
+    return ImageSet(images=Pixels([images], keep), labels=targets[keep], classes=DIGITS, rows=rows)
 
 
-ROW = ImageRow(
-    sha256="0" * 64,
-    label="",
-    group=None,
-    status="ok",
-    split="train",
-    width=SIZE,
-    height=SIZE,
-    channels=1,
-    format="PNG",
-    bytes=1,
-    mean=None,
-    std=None,
-    sharpness=None,
-    source="",
-)
 OLD, NEW, ALL = (0, 1, 2, 3, 4), (5, 6, 7, 8, 9), tuple(range(10))
 NOTHING = pick(0, 0, ALL)
 
@@ -136,9 +122,8 @@ def task(champion: Classifier | None, old: ImageSet, new: ImageSet, **changes: o
     return replace(made, **changes)  # type: ignore[arg-type]
 
 
-@torch.inference_mode()
 def accuracy(model: Classifier, images: ImageSet) -> float:
-    return float((model.eval()(images.images).argmax(1) == images.labels).float().mean())
+    return float((answer(model, images.images, 512) == images.labels).float().mean())
 
 
 @cache
@@ -256,3 +241,32 @@ def test_fine_tune_moves_the_body(champion: Classifier) -> None:
 def test_only_a_retrain_does_without_a_champion(strategy: str) -> None:
     with pytest.raises(AssertionError, match="no champion"):
         STRATEGIES[strategy](task(None, NOTHING, pick(0, 50, ALL)))  # type: ignore[index]
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_parts_of_the_training_rows_on_disk_make_no_difference(champion: Classifier, strategy: str) -> None:
+    def run(old: ImageSet, new: ImageSet) -> Trained:
+        quick = LoopConfig(epochs=1, learning_rate=1e-2)
+        return STRATEGIES[strategy](task(champion, old, new, loop=quick, head_loop=quick))  # type: ignore[index]
+
+    def in_pieces(images: ImageSet) -> ImageSet:
+        everything = images.images[torch.arange(len(images))]
+        parts = list(everything.split(17))
+        return replace(images, images=Pixels(parts, torch.arange(len(images))))
+
+    old, new = pick(0, 150, OLD), pick(0, 150, NEW)
+    whole, pieces = run(old, new), run(in_pieces(old), in_pieces(new))
+    assert whole.losses == pieces.losses
+    for a, b in zip(whole.model.state_dict().values(), pieces.model.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_answers_do_not_depend_on_the_batch_size(champion: Classifier) -> None:
+    images = pick(1000, 1100, OLD).images
+    assert torch.equal(answer(champion, images, 7), answer(champion, images, 1000))
+    assert answer(champion, images, 7).dtype == torch.int64
+
+
+def test_no_images_have_no_answers(champion: Classifier) -> None:
+    answers = answer(champion, NOTHING.images, 8)
+    assert (len(answers), answers.dtype) == (0, torch.int64)

@@ -84,6 +84,37 @@ def test_one_seed_gives_one_result() -> None:
         assert torch.equal(a, b)
 
 
+class Lazy:
+    """Rows that are read when they are asked for, and what was asked for."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, rows: Tensor) -> None:
+        self.rows, self.asked = rows, [torch.empty(0, dtype=torch.int64)]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: Tensor, /) -> Tensor:
+        self.asked.append(index)
+        return self.rows[index]
+
+
+def test_rows_that_are_gathered_when_they_are_asked_for_train_as_a_tensor_does() -> None:
+    points, labels = blobs(50)
+    plain, lazily, lazy = network(), network(), Lazy(points)
+    losses = [
+        fit(model, rows, labels, LOOP, batch_size=16, generator=seeded(3))
+        for model, rows in ((plain, points), (lazily, lazy))
+    ]
+    assert losses[0] == losses[1]
+    for a, b in zip(plain.state_dict().values(), lazily.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+    asked = torch.cat(lazy.asked)
+    assert asked.bincount().tolist() == [LOOP.epochs] * 50
+    assert max(len(index) for index in lazy.asked) <= 16
+
+
 def test_torchs_global_generator_is_left_alone() -> None:
     before = torch.random.get_rng_state()
     fit(network(), *blobs(20), LOOP, batch_size=8, generator=seeded(0))

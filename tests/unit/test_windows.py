@@ -370,14 +370,6 @@ def test_rows_that_an_earlier_window_set_aside_are_new(store: DirectoryStore, wo
     assert numbers(new_rows(window, "train", [earlier])) == {1, 3}
 
 
-def test_an_image_that_was_not_labelled_then_is_not_new_when_its_label_arrives(
-    store: DirectoryStore, workers: Workers
-) -> None:
-    earlier = pack(store, [image_row(1, None), image_row(2)], workers)
-    window = pack(store, [image_row(1), image_row(3, None)], workers)
-    assert numbers(new_rows(window, None, [earlier])) == {3}
-
-
 def test_columns_that_were_asked_for_are_all_that_comes_of_new_rows(store: DirectoryStore, workers: Workers) -> None:
     earlier = pack(store, [grouped(1, "a", "train")], workers)
     window = pack(store, [grouped(1, "a", "train"), grouped(2, "a", "train"), grouped(3, "a", "holdout")], workers)
