@@ -147,18 +147,16 @@ class DriftConfig(Section):
     """Seed of row sampling and of the permutations: the same window gives the same report."""
     fault_share: Annotated[float, Field(gt=0.0, le=1.0)] = 0.1
     """Share of the images, beyond that of the reference, that must show the sign of a broken camera or pipeline before
-    the window is quarantined. Honest changes showed at most 0.06 of any sign, faults in every second image 0.1 and
-    more."""
+    the window is quarantined. Honest changes reached 0.05 of a sign, faults in every second image 0.12 and more."""
     label_fault_gain: Fraction = 0.5
     """Share of the images of some classes that exchanging the names of these classes would make right, before the label
     map is called broken. 0.5: more than half of them, so that a class that is merely hard is not."""
     label_noise_drop: Fraction = 0.05
     """Accuracy lost, with the champion as sure as ever of answers that contradict the labels, before these are called
-    wrong. It must be more than `decision.fine_tune_at_drop` would train on by chance, and two classes of ten that are
-    exchanged in every second image lose 0.1."""
+    wrong. Two classes of ten that are exchanged in every second image lose 0.1; nothing changed loses 0.02."""
     label_contradictions: Fraction = 0.35
-    """Share of labels contradicted with certainty from which they are called wrong although the images changed too.
-    Clothes turned on their side reach 0.28, shuffled labels 0.46."""
+    """Share of labels contradicted with certainty from which they are called wrong even where the images changed and
+    the champion is less sure than on its reference. Clothes turned on their side reach 0.28, shuffled labels 0.46."""
 
     @model_validator(mode="after")
     def _enough_permutations(self) -> DriftConfig:

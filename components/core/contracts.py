@@ -177,19 +177,19 @@ class DriftReport(StepDocument):
 
     @property
     def word(self) -> str:
-        if self.champion is None:
-            return "no-champion"
         if self.faults:
             return "broken"
+        if self.champion is None:
+            return "no-champion"
         if self.new_classes:
             return "new-classes"
         return "drifted" if self.drifted else "stable"
 
     @property
     def sentence(self) -> str:
-        if self.champion is None:
-            return "There is no champion to compare with."
         parts = [f.sentence for f in self.faults]
+        if self.champion is None:
+            return " ".join([*parts, "There is no champion to compare with."])
         if self.new_classes:
             parts.append("New classes: " + ", ".join(f"{c} ({n} images)" for c, n in self.new_classes.items()) + ".")
         if self.p_value is not None:

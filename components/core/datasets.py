@@ -12,11 +12,13 @@ import logging
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -33,6 +35,7 @@ from components.core.windows import READING, Split, Window, new_rows
 
 logger = logging.getLogger(__name__)
 DECODE_BATCH = 256
+ABANDONED_SECONDS = 24 * 3600  # what a process that was killed left half-decoded
 
 
 class Pixels:
@@ -187,29 +190,37 @@ class PixelCache:
         rows = window.rows(split)
         shape = (len(rows), spec.channels, spec.image_size, spec.image_size)
         path = self.folder / f"{window.document.id}-{split}-{spec.image_size}x{spec.channels}.npy"
-        if not path.exists():
-            self._make_room(int(np.prod(shape)))
-            with tempfile.NamedTemporaryFile(dir=self.folder, suffix=".part", delete=False) as file:
-                part = Path(file.name)
+        while True:
             try:
-                _decode_into(np.lib.format.open_memmap(part, mode="w+", dtype=np.uint8, shape=shape), window, rows)
-                part.replace(path)
-            finally:
-                part.unlink(missing_ok=True)
-        path.touch()  # used now: the last to go
-        # Copy on write: torch wants memory that it could write to, and nothing writes.
-        return torch.from_numpy(np.load(path, mmap_mode="c")), rows["sha256"].to_pylist()
+                os.utime(path)  # used now: the last to go
+                # Copy on write: torch wants memory that it could write to, and nothing writes.
+                return torch.from_numpy(np.load(path, mmap_mode="c")), rows["sha256"].to_pylist()
+            except FileNotFoundError:  # not there yet, or another process has just made room
+                self._decode(path, window, rows, shape)
+
+    def _decode(self, path: Path, window: Window, rows: pa.Table, shape: tuple[int, ...]) -> None:
+        self._make_room(int(np.prod(shape)))
+        with tempfile.NamedTemporaryFile(dir=self.folder, suffix=".part", delete=False) as file:
+            part = Path(file.name)
+        try:
+            _decode_into(np.lib.format.open_memmap(part, mode="w+", dtype=np.uint8, shape=shape), window, rows)
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
 
     def _make_room(self, needed: int) -> None:
         """Remove what was not used for longest until the cache stays within its limit."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        entries = sorted(((path.stat(), path) for path in self.folder.glob("*.npy")), key=lambda e: e[0].st_mtime)
-        total = needed + sum(stat.st_size for stat, _ in entries)
-        for stat, path in entries:
+        for part in self.folder.glob("*.part"):
+            if time.time() - _used(part).used > ABANDONED_SECONDS:
+                part.unlink(missing_ok=True)
+        entries = sorted((_used(path) for path in self.folder.glob("*.npy")), key=lambda entry: entry.used)
+        total = needed + sum(entry.size for entry in entries)
+        for entry in entries:
             if total > self.limit:
-                logger.info("cache: %s goes, %d bytes", path.name, stat.st_size)
-                path.unlink(missing_ok=True)
-                total -= stat.st_size
+                logger.info("cache: %s goes, %d bytes", entry.path.name, entry.size)
+                entry.path.unlink(missing_ok=True)
+                total -= entry.size
         free = shutil.disk_usage(self.folder).free
         if needed > free:
             raise ConfigurationError(
@@ -217,6 +228,21 @@ class PixelCache:
                 expected="a disk with room for one byte a pixel and channel",
                 next_command="name another folder as store.cache, or lower training.image_size",
             )
+
+
+class _Entry(NamedTuple):
+    path: Path
+    size: int
+    used: float
+
+
+def _used(path: Path) -> _Entry:
+    """A file's size and when it was last used; nothing, just now, where another process has removed it."""
+    try:
+        stat = path.stat()
+    except FileNotFoundError:
+        return _Entry(path, 0, time.time())
+    return _Entry(path, stat.st_size, stat.st_mtime)
 
 
 def _decode_into(array: np.ndarray, window: Window, rows: pa.Table) -> None:

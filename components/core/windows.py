@@ -44,6 +44,8 @@ FACTS = {
     "red_std": pa.float32(),
     "green_std": pa.float32(),
     "blue_std": pa.float32(),
+    "skew": pa.float32(),
+    "black": pa.float32(),
     "peak": pa.float32(),
     "midtones": pa.float32(),
     "flat_tail": pa.float32(),
@@ -216,6 +218,7 @@ def new_rows(
 
     The split goes by content, but an image can come again under another group, and a configured fraction can change.
     What a window before this one holds stays where it was: such rows, and groups that would change sides, are left out.
+    An image that was held without a label is new once it has one.
 
     Args:
         window: The window to read.
@@ -223,12 +226,17 @@ def new_rows(
         earlier: Windows that came before it.
         columns: What is wanted of the rows.
     """
-    rows = window.rows(split, tuple(dict.fromkeys((*columns, "sha256", "group", "split"))))
+    rows = window.rows(split, tuple(dict.fromkeys((*columns, "sha256", "label", "group", "split"))))
     sides: dict[str, Split] = {}
     for past in earlier:
-        known = past.rows(columns=("sha256", "group", "split"))
-        rows = rows.filter(pc.invert(pc.is_in(rows["sha256"], known["sha256"])))
-        grouped = known.filter(pc.is_valid(known["group"]))
+        known = past.rows(columns=("sha256", "label", "group", "split"))
+        labelled = known["sha256"].filter(pc.is_valid(known["label"]))
+        # What came without a label and comes again with one is new: labels may be late.
+        repeated = pc.if_else(
+            pc.is_valid(rows["label"]), pc.is_in(rows["sha256"], labelled), pc.is_in(rows["sha256"], known["sha256"])
+        )
+        rows = rows.filter(pc.invert(repeated))
+        grouped = known.filter(pc.not_equal(pc.fill_null(known["group"], ""), ""))
         for group, side in zip(grouped["group"].to_pylist(), grouped["split"].to_pylist(), strict=True):
             sides.setdefault(group, side)
     if sides:

@@ -141,7 +141,8 @@ def explain(
 
     def likelihood(values: np.ndarray, means: np.ndarray) -> np.ndarray:
         squared = (((values - means) @ metric) ** 2).sum(axis=1)
-        return -0.5 * (FREEDOM + values.shape[1]) * np.log1p(squared / FREEDOM)
+        logs: np.ndarray = -0.5 * (FREEDOM + values.shape[1]) * np.log1p(squared / FREEDOM)
+        return logs
 
     mirrored = np.array([name in conversion.mirrored for name in conversion.statistics])
     unchanged = likelihood(now, centres[classes])

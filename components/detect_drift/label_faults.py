@@ -13,7 +13,9 @@ from components.core.statistics import newcombe_interval
 
 EXAMPLES = 8
 CONFIDENCE = 0.99  # of the bounds: a window is looked at for a dozen faults
-LEAST_ROWS = 5  # of a class, before its answers may call it renamed
+LEAST_ROWS = 5  # of a class, before its answers may call it renamed; and contradictions, before labels are wrong
+UNSHAKEN = 0.1  # share of sure answers that may be gone; clothes turned on their side lose 0.11, shuffled labels none
+UNEXPLAINED = 0.1  # accuracy that may stay lost after a renaming is undone, where the images changed too
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +46,8 @@ class Answers:
 
     def contradictions(self, sure: float) -> np.ndarray:
         """Which labels are contradicted with a probability of at least `sure`; bool, shape (n,)."""
-        return (self.probabilities.max(axis=1) >= sure) & ~self.right
+        contradicted: np.ndarray = (self.probabilities.max(axis=1) >= sure) & ~self.right
+        return contradicted
 
 
 def find_label_faults(
@@ -122,9 +125,6 @@ def permuted_labels(
     return Fault(name="permuted-labels", effect=gain, sentence=sentence)
 
 
-UNEXPLAINED = 0.1  # accuracy that may stay lost after a renaming is undone, where the images changed too
-
-
 def _cycles(target: np.ndarray) -> list[list[int]]:
     """Cycles of a permutation that move something, each from its smallest element."""
     seen: set[int] = set()
@@ -144,25 +144,39 @@ def wrong_labels(window: Answers, reference: Answers, images_changed: bool, conf
     """Find out whether labels are wrong: the champion contradicts them, and is as sure of it as it ever is.
 
     A changed world makes it unsure, a wrong label does not. Sure is what is at least as probable as half of its answers
-    on the reference. Where the images changed too, much more of it is asked: some changes make it err with confidence.
+    on the reference. The more the window differs, the more of it is asked: some changes make it err with confidence.
 
     Returns:
         The fault, its effect the share of the images contradicted beyond that of the reference; or None.
+
+    Source:
+        Sureness as a measure of accuracy: Garg et al., "Leveraging unlabeled data to predict out-of-distribution
+        performance", ICLR 2022 (ATC).
     """
     sure = float(np.median(reference.probabilities.max(axis=1)))
     now, then = window.contradictions(sure), reference.contradictions(sure)
     counts = (int(now.sum()), len(now)), (int(then.sum()), len(then))
-    effect = float(now.mean() - then.mean())
-    if newcombe_interval(*counts, CONFIDENCE).lower <= 0:
+    effect, drop = float(now.mean() - then.mean()), float(reference.right.mean() - window.right.mean())
+    if now.sum() < LEAST_ROWS or newcombe_interval(*counts, CONFIDENCE).lower <= 0 or drop < config.label_noise_drop:
         return None
-    drop = float(reference.right.mean() - window.right.mean())
-    if images_changed and effect < config.label_contradictions:
+    if not images_changed:
+        seen = "and the images look like the reference"
+    elif not _shaken(window, reference) and effect >= config.label_noise_drop:
+        seen = "and it is as sure of its answers as on the reference"
+    elif effect >= config.label_contradictions:
+        seen = "although the images changed too"
+    else:
         return None
-    if drop < config.label_noise_drop:
-        return None
-    seen = "although the images changed too" if images_changed else "and the images look like the reference"
     sentence = (
-        f"The labels look wrong: the champion contradicts {now.mean():.1%} of them with certainty ({then.mean():.1%} on "
-        f"its reference), {drop:.1%} of accuracy is gone, {seen}."
+        f"The labels look wrong: the champion contradicts {now.mean():.1%} of them with certainty ({then.mean():.1%} "
+        f"on its reference), {drop:.1%} of accuracy is gone, {seen}."
     )
     return Fault(name="wrong-labels", effect=effect, sentence=sentence)
+
+
+def _shaken(window: Answers, reference: Answers) -> bool:
+    """Whether fewer of the champion's answers may be as probable as those that are right on its reference (ATC)."""
+    then, now = (a.probabilities.max(axis=1) for a in (reference, window))
+    level = np.quantile(then, 1 - reference.right.mean())
+    counts = (int((then >= level).sum()), len(then)), (int((now >= level).sum()), len(now))
+    return newcombe_interval(*counts, 0.95).upper > UNSHAKEN

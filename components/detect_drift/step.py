@@ -20,7 +20,8 @@ from components.core.runs import Run, open_run, perform
 from components.core.statistics import newcombe_interval
 from components.core.windows import SCHEMA, Window, from_parquet
 from components.detect_drift.detectors import TestResult, gaussian_gram, label_gram, standardise, two_sample_test
-from components.detect_drift.triage import permuted_labels, wrong_labels
+from components.detect_drift.label_faults import Answers, find_label_faults
+from components.detect_drift.triage import find_faults
 
 PROPERTIES = ("mean", "std", "sharpness")  # of the manifest, compared as one view
 
@@ -40,18 +41,22 @@ def _detect(record: Run, window_id: str) -> DriftReport:
     registry = Registry(record.store, config.model)
     champion = registry.champion()
     window = Window.open(record.store, config.dataset, window_id)
+    delivered = window.manifest()
     if champion is None:
-        return DriftReport(champion=None, rows=window.document.usable)
+        faults = find_faults(delivered, None, config.drift)
+        return DriftReport(champion=None, rows=window.document.usable, faults=faults)
     model = load_classifier(registry, champion.version)
     reference = load_reference(registry, champion.version)
+    faults = find_faults(delivered, reference.rows, config.drift)
     lineage = registry.lineage(champion.version)
     known = [Window.open(record.store, config.dataset, w) for w in lineage.windows if w != window_id]
     cache = PixelCache(config.store)
     images = load_images([window], None, model.spec, model.spec.classes, cache, known, SCHEMA.names)
     if not len(images):
-        return DriftReport(champion=champion.version, rows=0)
+        return DriftReport(champion=champion.version, rows=0, faults=faults)
     features = extract_features(model.to(best_device()), images.images.batches(config.evaluation.batch_size))
-    return compare(champion.version, reference, features, images, config.drift)
+    report = compare(champion.version, reference, features, images, config.drift)
+    return report.model_copy(update={"faults": (*faults, *report.faults)})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +84,7 @@ def load_reference(registry: Registry, version: str) -> Reference:
 def compare(
     champion: str, reference: Reference, features: Features, images: ImageSet, config: DriftConfig
 ) -> DriftReport:
-    """Test a window's features against a reference sample and judge its labels.
+    """Test a window's features against a reference sample and judge its labels; its images are judged by `triage`.
 
     With fewer than two rows on either side nothing can be told: the report says so by having no p-value.
 
@@ -107,21 +112,16 @@ def compare(
     if not bool(known.any()):
         return report
     drop, interval, scores = _accuracy_drop(reference, features, images.labels, known)
-    confusion = torch.zeros(len(images.classes), len(images.classes), dtype=torch.int64)
-    answers = features.probabilities[known].argmax(1)
-    confusion.index_put_((images.labels[known], answers), torch.ones_like(answers), accumulate=True)
     looks = [view.p_value for view in result.views if view.name != "labels"]
     images_changed = min(looks) * len(looks) <= config.alpha
-    fault = permuted_labels(confusion.numpy(), images.classes, config.label_fault_gain) or wrong_labels(
-        drop, interval.lower, images_changed, config.label_noise_drop
-    )
+    window, past = _answers(features, images.labels, images.rows), _answers(reference.features, reference.labels)
     return report.model_copy(
         update={
             "reference_accuracy": scores[0],
             "window_accuracy": scores[1],
             "accuracy_drop": drop,
             "accuracy_drop_interval": interval,
-            "faults": (fault,) if fault else (),
+            "faults": find_label_faults(window, past, images.classes, images_changed, config),
         }
     )
 
@@ -145,6 +145,15 @@ def _test(reference: Reference, features: Features, images: ImageSet, config: Dr
     if not images.rows["label"].null_count:  # labels that are still to come would look like a change of the classes
         grams["labels"] = label_gram(pooled(reference.labels, labels), len(images.classes) + 1)
     return two_sample_test(grams, len(past), config.permutations, generator)
+
+
+def _answers(features: Features, labels: Tensor, rows: pa.Table | None = None) -> Answers:
+    """What the champion says of the rows whose class it knows."""
+    known = labels >= 0
+    named = [] if rows is None else rows.filter(pa.array(known.numpy()))["sha256"].to_pylist()
+    return Answers(
+        labels=labels[known].numpy(), probabilities=features.probabilities[known].numpy(), sha256=tuple(named)
+    )
 
 
 def _properties(rows: pa.Table) -> Tensor:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
-import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import groupby
 from typing import Any
 
 from components.core.config import IngestConfig
 from components.core.errors import SourceError
-from components.ingest.batches import SUFFIXES, Delivered, check_label, digest_of, group_of
+from components.ingest.batches import SUFFIXES, Delivered, check_text, digest_of, group_of
 from components.ingest.places import ListedFile, Place, check_name
+from components.ingest.tars import BadTar, Member, read_members
 
 SIDECAR_BYTES = 2**20  # a label or a description is not larger
 
@@ -24,7 +25,7 @@ class TarBatch:
     place: Place
     file: ListedFile
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         return digest_of(self.place.uri, self.file.name, self.file.stamp)
 
@@ -35,51 +36,35 @@ class TarBatch:
 
     def read(self, config: IngestConfig) -> Iterator[Delivered]:
         for key, members in groupby(self._members(config), key=lambda member: _key(member.name)):
+            where = f"{self.place.uri}/{self.file.name}: {key}"
             sample = _Sample()
             for member in members:
-                sample.add(member, f"{self.file.name}/{key}")
+                try:
+                    sample.add(member, config)
+                except ValueError as error:  # BadTar among them
+                    raise _refuse(where, f"{member.name!r}: {error}") from error
+            if sample.said and not sample.images:
+                raise _refuse(where, "a label or a description without its image beside it")
+            label = check_text(sample.said.get("cls", sample.said.get(config.label_column)), "label", where)
             for name, data in sample.images:
+                group = check_text(sample.said.get(config.group_column or ""), "group", where)
                 yield Delivered(
-                    name=f"{self.file.name}/{name}",
-                    label=check_label(sample.label(config), f"{self.place.uri}/{self.file.name}/{name}"),
-                    group=sample.group(config) or group_of(name, config),
-                    data=data,
+                    name=f"{self.file.name}/{name}", label=label, group=group or group_of(name, config), data=data
                 )
 
-    def _members(self, config: IngestConfig) -> Iterator[_Member]:
-        """Regular members in order. What could reach outside the tar, or grow without end, is refused by name."""
+    def _members(self, config: IngestConfig) -> Iterator[Member]:
+        """Members in order. What could reach outside the tar, or grow without end, is refused by name."""
         where = f"{self.place.uri}/{self.file.name}"
         with self.place.open(self.file.name) as file:
             try:
-                with tarfile.open(fileobj=file, mode="r:") as tar:
-                    for info in tar:
-                        tar.members = []  # type: ignore[attr-defined]  # tarfile remembers every member it has seen
-                        if info.isdir():
-                            continue
-                        check_name(info.name, where)
-                        if not info.isreg() or info.issparse():
-                            raise _refuse(where, f"{info.name!r}, which is a link, a device or sparse", "regular files")
-                        most = config.max_image_bytes if info.name.lower().endswith(SUFFIXES) else SIDECAR_BYTES
-                        if info.size > most:
-                            raise _refuse(where, f"{info.name!r} of {info.size} bytes", f"at most {most} bytes")
-                        yield _Member(info.name, tar, info)
-            except tarfile.TarError as error:
-                raise _refuse(where, f"no tar, or a part of one ({error})", "a whole uncompressed tar") from error
-
-
-@dataclass(frozen=True)
-class _Member:
-    name: str
-    tar: tarfile.TarFile
-    info: tarfile.TarInfo
-
-    def read(self) -> bytes:
-        file = self.tar.extractfile(self.info)
-        assert file is not None, "only regular members come here"
-        data = file.read()
-        if len(data) < self.info.size:
-            raise tarfile.ReadError(f"{self.name} is cut off")
-        return data
+                for member in read_members(file):
+                    name = check_name(member.name, where)
+                    most = config.max_image_bytes if name.lower().endswith(SUFFIXES) else SIDECAR_BYTES
+                    if member.size > most and name.lower().endswith((*SUFFIXES, ".cls", ".json")):
+                        raise _refuse(where, f"{name!r} of {member.size} bytes, at most {most} are read")
+                    yield Member(name, member.size, member.file)
+            except BadTar as error:
+                raise _refuse(where, str(error)) from error
 
 
 @dataclass
@@ -89,27 +74,23 @@ class _Sample:
     images: list[tuple[str, bytes]] = field(default_factory=list)
     said: dict[str, Any] = field(default_factory=dict)
 
-    def add(self, member: _Member, where: str) -> None:
+    def add(self, member: Member, config: IngestConfig) -> None:
         name = member.name.lower()
         if name.endswith(SUFFIXES):
+            if sum(len(data) for _, data in self.images) + member.size > config.max_image_bytes:
+                raise ValueError(f"the images of one sample have more than {config.max_image_bytes} bytes")
             self.images.append((member.name, member.read()))
-        elif name.endswith((".cls", ".json")):
-            try:
-                text = member.read().decode()
-                self.said |= {"cls": text} if name.endswith(".cls") else _object(text)
-            except ValueError as error:
-                raise _refuse(where, f"{member.name!r} that cannot be read ({error})", "UTF-8 text or JSON") from error
-
-    def label(self, config: IngestConfig) -> object:
-        return self.said.get("cls", self.said.get(config.label_column))
-
-    def group(self, config: IngestConfig) -> str | None:
-        group = self.said.get(config.group_column) if config.group_column else None
-        return None if group is None else str(group)
+        elif name.endswith(".cls"):
+            self.said["cls"] = member.read().decode()
+        elif name.endswith(".json"):
+            self.said |= _object(member.read())
 
 
-def _object(text: str) -> dict[str, Any]:
-    found = json.loads(text)
+def _object(data: bytes) -> dict[str, Any]:
+    try:
+        found = json.loads(data)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
     if not isinstance(found, dict):
         raise ValueError("not an object")  # noqa: TRY004  # as what is no JSON at all
     return found
@@ -117,11 +98,13 @@ def _object(text: str) -> dict[str, Any]:
 
 def _key(name: str) -> str:
     """What members of one sample share: the path up to the first dot of the last part."""
-    folder, _, last = name.rpartition("/")
-    return f"{folder}/{last.partition('.')[0]}"
+    folder, separator, last = name.rpartition("/")
+    return f"{folder}{separator}{last.partition('.')[0]}"
 
 
-def _refuse(where: str, what: str, expected: str) -> SourceError:
+def _refuse(where: str, what: str) -> SourceError:
     return SourceError(
-        f"{where} holds {what}", expected=f"a WebDataset tar: {expected}", next_command="make the delivery again"
+        f"{where}: {what}",
+        expected="a whole uncompressed WebDataset tar of regular files: images, each with .cls or .json beside it",
+        next_command="make the delivery again",
     )

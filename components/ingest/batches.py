@@ -6,6 +6,7 @@ Covers plain image files. Not covered: images inside tars (`archives`) and Parqu
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from typing import NamedTuple, Protocol
 
 from components.core.config import IngestConfig
 from components.core.errors import ConfigurationError, SourceError
-from components.ingest.places import Place
+from components.ingest.places import CONTROL, Place
 
 BATCH_FILES, BATCH_BYTES = 256, 32 * 2**20  # small enough to lose, large enough to make the hand-over cheap
 SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff")
@@ -121,18 +122,25 @@ def check_image(place: Place, name: str, data: bytes) -> None:
         )
 
 
-def check_label(label: object, where: str) -> str | None:
-    """A label from outside as text; None where it is empty, which means: not labelled yet.
+def check_text(value: object, what: str, where: str) -> str | None:
+    """A label or group from outside as text; None where it is empty: not labelled yet, or of no group.
+
+    Args:
+        value: Text or a number. 3.0 is 3 and NaN is empty: tables with gaps are stored so.
+        what: label or group, for the message.
+        where: What holds it, for the message.
 
     Raises:
-        SourceError: It has control characters, or is longer than a file name may be.
+        SourceError: It is something else, has control characters, or is longer than a file name may be.
     """
-    text = "" if label is None else str(label).strip()
-    if not text.isprintable() or len(text.encode()) > 255:
+    if isinstance(value, float) and (math.isnan(value) or value.is_integer()):
+        value = None if math.isnan(value) else int(value)
+    text = "" if value is None else str(value).strip()
+    if not isinstance(value, str | int | float | None) or CONTROL.search(text) or len(text.encode()) > 255:
         raise SourceError(
-            f"{where} has the label {text[:80]!r}",
-            expected="a name of at most 255 bytes without control characters",
-            next_command="mend the labels of the delivery",
+            f"{where} has the {what} {text[:80]!r}",
+            expected="text of at most 255 bytes without control characters, or a number",
+            next_command=f"mend the {what}s of the delivery",
         )
     return text or None
 
@@ -152,7 +160,7 @@ def group_of(name: str, config: IngestConfig) -> str | None:
     if not pattern.groups:
         raise _no_pattern(config.group_pattern)
     match = pattern.search(name)
-    return match[1] if match else None
+    return (match[1] or None) if match else None
 
 
 def _no_pattern(pattern: str) -> ConfigurationError:

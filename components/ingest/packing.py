@@ -16,10 +16,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from components.core.contracts import WindowDocument
-from components.core.errors import IntegrityError
 from components.core.storage import ObjectStore, get_json, sha256_hex, to_json
 from components.core.windows import SCHEMA, Window, to_parquet, window_id
 from components.ingest.processes import Workers
+from components.ingest.workers import damaged_spool
 
 PACKING = ["sha256", "label", "format", "bytes", "spool", "at"]  # all that a shard is made of
 
@@ -141,11 +141,7 @@ def write_shard(task: ShardTask) -> Shard:
         for digest, label, kind, size, spool, at in zip(*columns, strict=True):
             data = _spooled(task.folder / spool, at, size)
             if sha256_hex(data) != digest:
-                raise IntegrityError(
-                    f"image {digest[:12]} of the half-done ingest in {task.folder} changed",
-                    expected="the bytes that were read from the source",
-                    next_command=f"remove {task.folder} and run again",
-                )
+                raise damaged_spool(task.folder)
             offsets.append(_add(file, f"{digest}.{kind.lower()}", data))
             if label is not None:
                 _add(file, f"{digest}.cls", label.encode())
@@ -155,7 +151,10 @@ def write_shard(task: ShardTask) -> Shard:
 
 
 def _spooled(path: Path, at: int, size: int) -> bytes:
-    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return b""
     try:
         return os.pread(descriptor, size, at)
     finally:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import fnmatch
 import io
 import os
+import re
+import stat as stat_module
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -22,6 +24,8 @@ from components.core.errors import SourceError
 from components.core.storage import KeyMissing, ObjectStore, check_key, open_store
 
 READ_AHEAD_BYTES = 8 * 2**20
+# Controls, separators of lines, marks that turn the direction of writing, and what is no UTF-8.
+CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 READERS = 16  # requests in flight: a small object is nearly all latency
 
 
@@ -70,16 +74,21 @@ def check_name(name: str, where: str) -> str:
         name: A path with `/`.
         where: What holds it, for the message.
 
+    Returns:
+        The name, without the `./` that some tools put before it.
+
     Raises:
-        SourceError: The name is absolute, has an empty, `.` or `..` part, a control character or no UTF-8.
+        SourceError: The name is absolute, has an empty, `.`, `..` or over-long part, a control character or no UTF-8.
     """
-    if any(part in ("", ".", "..") for part in name.split("/")) or not name.isprintable() or "\\" in name:
+    bare = name.removeprefix("./")
+    parts = bare.split("/")
+    if CONTROL.search(bare) or "\\" in bare or any(p in ("", ".", "..") or len(p.encode()) > 255 for p in parts):
         raise SourceError(
-            f"{where} holds the name {name!r}",
-            expected="relative names in UTF-8 without `..`, empty parts, backslashes or control characters",
+            f"{where} holds the name {name[:300]!r}",
+            expected="relative UTF-8 names without `..`, empty or over-long parts, backslashes or control characters",
             next_command="rename it in the delivery",
         )
-    return name
+    return bare
 
 
 @dataclass(frozen=True)
@@ -101,13 +110,24 @@ class LocalFolder:
                 expected="a folder of class folders, of tars or of Parquet files; a .csv, .parquet or .tar file",
                 next_command="retrain run SOURCE, with a path that exists",
             )
-        yield from self._walk(str(self.root))
+        try:
+            yield from self._walk()
+        except OSError as error:
+            raise SourceError(
+                f"{self.root} cannot be listed: {error.strerror}: {error.filename!r}",
+                expected="a delivery that is complete and that nobody changes while it is read",
+                next_command="check its rights; run again when the delivery is complete",
+            ) from error
 
     def find(self, name: str) -> ListedFile | None:
         path = self.root / name
-        if not path.is_file() or not path.resolve().is_relative_to(self.root.resolve()):
-            return None  # a link out of the folder leads to nothing
-        return self._listed(name, path.stat())
+        try:
+            stat = path.stat()
+            inside = os.path.realpath(path).startswith(_real_folder(self.root))
+        except OSError:
+            return None
+        # A link out of the folder leads to nothing.
+        return self._listed(name, stat) if inside and stat_module.S_ISREG(stat.st_mode) else None
 
     def read_many(self, names: list[str], most: int) -> Iterator[bytes]:
         for name in names:
@@ -123,25 +143,40 @@ class LocalFolder:
         with file:
             yield file
 
-    def _walk(self, folder: str) -> Iterator[ListedFile]:
+    def _walk(self) -> Iterator[ListedFile]:
         """In order of name. Links to files are followed; any other link is an error, not a silence."""
-        for entry in sorted(os.scandir(folder), key=lambda e: e.name):
+        waiting = _entries(str(self.root))
+        while waiting:
+            entry = waiting.pop()
             if any(fnmatch.fnmatch(entry.name, pattern) for pattern in self.ignore):
                 continue
+            name = entry.path[len(str(self.root)) + 1 :]
             if entry.is_dir(follow_symlinks=False):
-                yield from self._walk(entry.path)
-            elif entry.is_symlink() and not entry.is_file():
+                waiting += _entries(entry.path)
+            elif entry.is_symlink() and not Path(entry.path).is_file():  # False also where links go in circles
                 raise SourceError(
-                    f"{entry.path} is a link that leads to no file",
+                    f"{self.uri}/{check_name(name, self.uri)} is a link that leads to no file",
                     expected="images, or links to images; folders themselves",
                     next_command="replace it by what it stands for (cp -rL), or add its name to ingest.ignore",
                 )
             elif entry.is_file():
-                yield self._listed(entry.path[len(str(self.root)) + 1 :], entry.stat())
+                yield self._listed(name, entry.stat())
 
     def _listed(self, name: str, stat: os.stat_result) -> ListedFile:
-        check_name(name, self.uri)
-        return ListedFile(name=name, size=stat.st_size, stamp=f"{stat.st_size}-{stat.st_mtime_ns}")
+        return ListedFile(
+            name=check_name(name, self.uri), size=stat.st_size, stamp=f"{stat.st_size}-{stat.st_mtime_ns}"
+        )
+
+
+def _entries(folder: str) -> list[os.DirEntry[str]]:
+    """What a folder holds, the last name first: it is taken from the end."""
+    with os.scandir(folder) as entries:
+        return sorted(entries, key=lambda entry: entry.name, reverse=True)
+
+
+@lru_cache(maxsize=1)
+def _real_folder(root: Path) -> str:
+    return os.path.realpath(root).rstrip("/") + "/"
 
 
 @dataclass(frozen=True)
@@ -166,7 +201,7 @@ class Bucket:
                 yield ListedFile(name=name, size=listed.size, stamp=f"{listed.size}-{listed.modified.isoformat()}")
 
     def find(self, name: str) -> ListedFile | None:
-        info = self._store.head(check_key(name))
+        info = self._store.head(self._key(name))
         return ListedFile(name=name, size=info.size, stamp=info.etag) if info else None
 
     def read_many(self, names: list[str], most: int) -> Iterator[bytes]:
@@ -181,17 +216,30 @@ class Bucket:
 
     @contextmanager
     def open(self, name: str) -> Iterator[BinaryIO]:
-        info = self._store.head(name)
+        info = self._store.head(self._key(name))
         if info is None:
             raise _gone(self, name)
         with io.BufferedReader(_RemoteFile(self._store, name, info.size), READ_AHEAD_BYTES) as file:
-            yield file
+            try:
+                yield file
+            except KeyMissing as error:
+                raise _gone(self, name) from error
 
     def _read(self, name: str, most: int) -> bytes:
         try:
-            return _not_larger(self, name, self._store.get(name, length=most + 1), most)
+            return _not_larger(self, name, self._store.get(self._key(name), length=most + 1), most)
         except KeyMissing as error:
             raise _gone(self, name) from error
+
+    def _key(self, name: str) -> str:
+        try:
+            return check_key(name)
+        except ValueError as error:
+            raise SourceError(
+                f"{self.uri} holds the name {name!r}",
+                expected="names that a store may hold: no part that is empty, and no dot at the beginning",
+                next_command="rename it in the delivery",
+            ) from error
 
     @property
     def _store(self) -> ObjectStore:

@@ -40,7 +40,10 @@ class Workers:
     def __enter__(self) -> Workers:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+        if error:  # do not wait for what they are at
+            for process in self._processes:
+                process.kill()
         self._pool.shutdown(cancel_futures=True)
 
     def map(
@@ -91,8 +94,10 @@ class Workers:
                     item = after_crash(item)
 
     def _fork(self, count: int) -> ProcessPoolExecutor:
+        before = set(multiprocessing.active_children())
         pool = ProcessPoolExecutor(count, multiprocessing.get_context("fork"), _prepare, (self._memory,))
         pool.submit(os.getpid).result()  # the first task starts all of them
+        self._processes = [process for process in multiprocessing.active_children() if process not in before]
         return pool
 
 
@@ -104,4 +109,6 @@ def _prepare(memory_bytes: int) -> None:
     if hasattr(process, "prctl"):
         process.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (used + memory_bytes, resource.RLIM_INFINITY))
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    most = used + memory_bytes if hard == resource.RLIM_INFINITY else min(used + memory_bytes, hard)
+    resource.setrlimit(resource.RLIMIT_AS, (most, hard))

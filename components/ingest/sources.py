@@ -14,7 +14,7 @@ from pathlib import Path
 from components.core.config import Config
 from components.core.errors import SourceError
 from components.ingest.archives import TarBatch
-from components.ingest.batches import Batch, LabelledFile, group_of, pack_files
+from components.ingest.batches import Batch, LabelledFile, check_text, group_of, pack_files
 from components.ingest.places import Bucket, ListedFile, LocalFolder, Place
 from components.ingest.tables import has_images, list_rows, row_groups
 
@@ -112,13 +112,14 @@ def _file_batches(place: Place, file: ListedFile, config: Config) -> Iterator[Ba
 
 
 def _in_class_folder(place: Place, file: ListedFile, config: Config) -> LabelledFile:
-    label, separator, _ = file.name.partition("/")
+    folder, separator, _ = file.name.partition("/")
     if not separator:
         raise _does_not_belong(
             f"{place.uri}/{file.name} lies outside the class folders",
             "every image in the folder of its label: SOURCE/<label>/<image>",
             file.name,
         )
+    label = check_text(folder, "label", place.uri)
     return LabelledFile(file.name, label, group_of(file.name, config.ingest), file.size, file.stamp)
 
 

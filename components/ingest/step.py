@@ -8,6 +8,7 @@ import pyarrow as pa
 
 from components.core.config import Config, check_strategy, load_config
 from components.core.contracts import RunParameters, WindowDocument
+from components.core.errors import SourceError
 from components.core.logs import progress
 from components.core.runs import Run, perform
 from components.core.storage import ObjectStore, open_store
@@ -75,7 +76,12 @@ def _read(workers: Workers, source: str, config: Config, folder: Path) -> pa.Tab
         for table in read_batches(workers, list_batches(source, config), folder, config.ingest):
             tables.append(table)
             advance(len(table))
-    return pa.concat_tables(tables)
+    rows = pa.concat_tables(tables)
+    if not len(rows):
+        raise SourceError(
+            f"{source} holds no images", expected="labelled images", next_command="check what was delivered"
+        )
+    return rows
 
 
 def mark_duplicates(rows: pa.Table) -> pa.Table:

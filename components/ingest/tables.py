@@ -13,7 +13,7 @@ from pyarrow import csv
 
 from components.core.config import IngestConfig
 from components.core.errors import SourceError
-from components.ingest.batches import Delivered, LabelledFile, check_label, digest_of, group_of
+from components.ingest.batches import Delivered, LabelledFile, check_text, digest_of, group_of
 from components.ingest.places import ListedFile, Place, check_name
 
 ROWS = 64  # read at a time: whole images are in memory
@@ -39,7 +39,7 @@ def list_rows(place: Place, file: ListedFile, config: IngestConfig) -> Iterator[
     where = f"{place.uri}/{file.name}"
     folder = file.name.rpartition("/")[0]
     for row in _rows(place, file, config):
-        path = check_name(str(row[config.path_column]), where)
+        path = check_name(str(row[config.path_column] or ""), where)
         name = f"{folder}/{path}" if folder else path
         # In a bucket, asking for each file would double the requests: one that is missing is found when it is read.
         found = place.find(name) if place.local else ListedFile(name=name, size=0, stamp="")
@@ -51,8 +51,8 @@ def list_rows(place: Place, file: ListedFile, config: IngestConfig) -> Iterator[
             )
         yield LabelledFile(
             name=found.name,
-            label=check_label(row[config.label_column], where),
-            group=_group(row, path, config),
+            label=check_text(row[config.label_column], "label", where),
+            group=_group(row, path, config, where),
             size=found.size,
             stamp=f"{file.stamp} {found.stamp}",
         )
@@ -66,7 +66,8 @@ def row_groups(place: Place, file: ListedFile, config: IngestConfig) -> Iterator
     """
     with place.open(file.name) as opened:
         parquet = _parquet(opened, place, file)
-        _check_columns((config.image_column,), parquet.schema_arrow.names, f"{place.uri}/{file.name}")
+        wanted = [config.image_column, *([config.group_column] if config.group_column else [])]
+        _check_columns(wanted, parquet.schema_arrow.names, f"{place.uri}/{file.name}")
         for number in range(parquet.num_row_groups):
             size = parquet.metadata.row_group(number).total_byte_size
             if size > ROW_GROUP_BYTES:
@@ -116,11 +117,11 @@ class RowGroupBatch:
                         label = row.get(config.label_column)
                         yield Delivered(
                             name=name,
-                            label=check_label(_named(label, labels, where), where),
-                            group=_group(row, path or name, config),
+                            label=check_text(_named(label, labels, where), "label", where),
+                            group=_group(row, path or name, config, where),
                             data=data,
                         )
-            except (pa.ArrowException, OSError) as error:
+            except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
                 raise _broken(self.place, self.file, error) from error
 
 
@@ -131,32 +132,41 @@ def _rows(place: Place, file: ListedFile, config: IngestConfig) -> Iterator[dict
     with place.open(file.name) as opened:
         try:
             if file.name.lower().endswith(".csv"):
-                text = csv.ConvertOptions(column_types=dict.fromkeys(wanted, pa.string()), strings_can_be_null=True)
+                _check_columns(wanted, csv.open_csv(opened).schema.names, where)
+                opened.seek(0)
+                text = csv.ConvertOptions(
+                    column_types=dict.fromkeys(wanted, pa.string()),
+                    include_columns=wanted,
+                    null_values=[""],  # a class may well be called NA
+                    strings_can_be_null=True,
+                )
                 reader = csv.open_csv(opened, csv.ReadOptions(use_threads=False), convert_options=text)
-                _check_columns(wanted, reader.schema.names, where)
                 for batch in reader:
-                    yield from batch.select(wanted).to_pylist()
+                    yield from batch.to_pylist()
             else:
                 parquet = _parquet(opened, place, file)
                 _check_columns(wanted, parquet.schema_arrow.names, where)
                 for batch in parquet.iter_batches(4096, columns=wanted, use_threads=False):
                     yield from batch.to_pylist()
-        except (pa.ArrowException, UnicodeDecodeError) as error:
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             raise _broken(place, file, error) from error
 
 
 def _parquet(opened: Any, place: Place, file: ListedFile) -> Any:
     try:
-        return pq.ParquetFile(opened, page_checksum_verification=True)
-    except (pa.ArrowException, OSError) as error:
+        parquet = pq.ParquetFile(opened, page_checksum_verification=True)
+        names = parquet.schema_arrow.names
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise _broken(place, file, error) from error
+    _check_columns([name for name in names if names.count(name) > 1], names, f"{place.uri}/{file.name}")
+    return parquet
 
 
-def _check_columns(wanted: tuple[str, ...] | list[str], names: list[str], where: str) -> None:
-    if missing := [column for column in wanted if column not in names]:
+def _check_columns(wanted: list[str], names: list[str], where: str) -> None:
+    if missing := [column for column in wanted if names.count(column) != 1]:
         raise SourceError(
-            f"{where} has the columns {', '.join(names[:20])}, and no {missing[0]!r}",
-            expected=f"columns {', '.join(wanted)}",
+            f"{where} has the columns {', '.join(names[:20])}: {missing[0]!r} {names.count(missing[0])} times",
+            expected=f"columns {', '.join(wanted)}, once each",
             next_command="name its columns as ingest.path_column, label_column, group_column or image_column",
         )
 
@@ -166,7 +176,7 @@ def _label_names(schema: pa.Schema, column: str) -> list[str] | None:
     try:
         features = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))["info"]["features"]
         names = features[column]["names"]
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, RecursionError):
         return None  # not written by that library: labels are what they are
     return [str(name) for name in names] if isinstance(names, list) else None
 
@@ -196,9 +206,9 @@ def _image(value: object, where: str) -> tuple[bytes, str | None]:
     return data, path if isinstance(path, str) else None
 
 
-def _group(row: dict[str, Any], path: str, config: IngestConfig) -> str | None:
-    value = row.get(config.group_column) if config.group_column else None
-    return str(value) if value is not None else group_of(path, config)
+def _group(row: dict[str, Any], path: str, config: IngestConfig, where: str) -> str | None:
+    group = check_text(row[config.group_column], "group", where) if config.group_column else None
+    return group or group_of(path, config)
 
 
 def _broken(place: Place, file: ListedFile, error: Exception) -> SourceError:

@@ -22,7 +22,7 @@ from typing import Any
 import pyarrow as pa
 
 from components.core.config import IngestConfig
-from components.core.errors import SourceError
+from components.core.errors import IntegrityError, SourceError
 from components.core.storage import sha256_hex
 from components.core.windows import FACTS, SCHEMA, split_of
 from components.ingest.batches import Batch, Delivered, digest_of
@@ -57,7 +57,11 @@ def spool_folder(cache: Path, source: str, config: IngestConfig) -> Iterator[Pat
             if other.is_dir() and time.time() - other.stat().st_mtime > ABANDONED_SECONDS:
                 shutil.rmtree(other, ignore_errors=True)
         folder.mkdir(exist_ok=True)
-        yield folder
+        try:
+            yield folder
+        except IntegrityError:
+            shutil.rmtree(folder)
+            raise
         shutil.rmtree(folder)
 
 
@@ -83,11 +87,26 @@ def read_batches(workers: Workers, batches: Iterable[Batch], folder: Path, confi
 
     Raises:
         SourceError: See `Batch.read`.
+        IntegrityError: What an ingest that was killed has left is damaged.
     """
     work = (Work(batch=batch, folder=folder, config=config) for batch in batches)
     for path in workers.map(read_batch, work, leave_out):
-        with pa.OSFile(str(path)) as file:
-            yield pa.ipc.open_file(file).read_all()
+        try:
+            with pa.OSFile(str(path)) as file:
+                yield pa.ipc.open_file(file).read_all()
+        except (
+            pa.ArrowInvalid
+        ) as error:  # a machine that lost its power keeps names of files, and not all that is in them
+            raise damaged_spool(folder) from error
+
+
+def damaged_spool(folder: Path) -> IntegrityError:
+    """The error for what cannot be what a worker wrote; `spool_folder` then removes all of it."""
+    return IntegrityError(
+        f"what a half-done ingest left in {folder} is damaged, and was removed",
+        expected="the bytes that were read from the source",
+        next_command="run again: the delivery is read anew",
+    )
 
 
 def read_batch(work: Work) -> Path:

@@ -29,7 +29,7 @@ def release_window(
     Raises:
         ConfigurationError: There is not exactly one such window in quarantine.
     """
-    waiting = sorted(w for w in quarantined(store, dataset) if w.startswith(window))
+    waiting = sorted(w for w in quarantined(store, dataset) if window and w.startswith(window))
     if len(waiting) != 1:
         raise ConfigurationError(
             f"{len(waiting)} windows in quarantine that start with {window!r}",

@@ -9,12 +9,12 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from components.core.config import Config
-from components.core.contracts import DriftReport, RunReport, StepDocument, ValidationReport, Verdict
+from components.core.contracts import DriftReport, Fault, RunReport, StepDocument, ValidationReport, Verdict
 from components.core.errors import RetrainError
 from components.core.registry import Registry
 from components.core.runs import Run
 from components.core.windows import Window
-from components.report.pictures import ClassPictures, accuracy_chart, compare_classes
+from components.report.pictures import ClassPictures, accuracy_chart, compare_classes, picture_images
 from components.report.summary import read_steps, summarise
 
 
@@ -28,6 +28,7 @@ class RunSection:
     drift: DriftReport | None
     verdicts: list[Verdict]
     set_aside: dict[str, list[str]]
+    faults: list[tuple[Fault, list[str]]]
     pictures: list[ClassPictures]
     unavailable: str | None
 
@@ -49,6 +50,7 @@ def _section(run: Run) -> RunSection:
     documents: dict[str, StepDocument] = {step: record.document for step, record in steps.items()}
     validation, drift = documents.get("validate"), documents.get("detect_drift")
     set_aside: dict[str, list[str]] = {}
+    faults = [(fault, list[str]()) for fault in drift.faults] if isinstance(drift, DriftReport) else []
     pictures: list[ClassPictures] = []
     unavailable = None
     try:
@@ -59,6 +61,7 @@ def _section(run: Run) -> RunSection:
             for row in (row for row in rows if row["status"] != "ok"):
                 why = f" ({row['reason']})" if row["reason"] else ""
                 set_aside.setdefault(row["status"], []).append(f"{row['source']}{why}")
+            faults = [(fault, picture_images(window, fault.examples)) for fault, _ in faults]
             pictures = compare_classes(_known_windows(run, config, report), window, config.report.example_images)
     except RetrainError as error:  # a window that was removed or damaged since: the rest of the page still tells
         unavailable = str(error)
@@ -69,6 +72,7 @@ def _section(run: Run) -> RunSection:
         drift=drift if isinstance(drift, DriftReport) else None,
         verdicts=[document for document in documents.values() if isinstance(document, Verdict)],
         set_aside=set_aside,
+        faults=faults,
         pictures=pictures,
         unavailable=unavailable,
     )

@@ -60,6 +60,15 @@ def _thumbnails(windows: Sequence[Window], labels: set[str], images_per_class: i
     return found
 
 
+def picture_images(window: Window, digests: Sequence[str]) -> list[str]:
+    """Thumbnails of the images with these SHA-256, in that order, as far as the window holds them."""
+    rows = window.rows()
+    place = {digest: n for n, digest in enumerate(rows["sha256"].to_pylist())}
+    held = [digest for digest in digests if digest in place]
+    images = dict(window.images(rows.take(pa.array([place[digest] for digest in held], pa.int64()))))
+    return [thumbnail(images[n]) for n in range(len(held))]
+
+
 def thumbnail(data: bytes) -> str:
     """An image as a small PNG data URI."""
     with Image.open(io.BytesIO(data)) as image:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from components.core.contracts import LedgerRecord
+from components.core.contracts import Champion, LedgerRecord
 from components.core.errors import IntegrityError
 from components.core.registry import LostRace, Registry
 from components.core.storage import DirectoryStore, ObjectStore, sha256_hex, to_json
@@ -25,7 +25,7 @@ A, B, C = "a" * 32, "b" * 32, "c" * 32
 anywhere = on("directory", "versitygw")
 
 
-def append(registry: Registry, kind: Any, version: str, **changes: Any) -> LedgerRecord:
+def append(registry: Registry, kind: Any, version: str | None, **changes: Any) -> LedgerRecord:
     """Add a record in the name of nobody in particular, on top of the present champion."""
     champion = registry.champion()
     return registry.append(
@@ -40,6 +40,12 @@ def append(registry: Registry, kind: Any, version: str, **changes: Any) -> Ledge
             **changes,
         },
     )
+
+
+def made_by(record: LedgerRecord) -> Champion:
+    """The champion that a promotion or a rollback makes."""
+    assert record.version
+    return Champion(version=record.version, number=record.number, run_id=record.run_id, created=record.created)
 
 
 def champion_version(registry: Registry) -> str | None:
@@ -173,8 +179,9 @@ def test_version_that_never_was_is_an_integrity_error(registry: Registry) -> Non
 def test_first_promotion_makes_the_champion(registry: Registry) -> None:
     assert registry.champion() is None
     assert registry.ledger() == []
-    record = append(registry, "promotion", A)
-    assert registry.champion() == record
+    record = append(registry, "promotion", A, run_id="run-1")
+    assert registry.champion() == made_by(record)
+    assert made_by(record).run_id == "run-1"
     assert (record.number, record.champion_before, record.previous) == (1, None, None)
 
 
@@ -201,7 +208,7 @@ def test_ledgers_of_two_models_do_not_mix(registry: Registry) -> None:
 def test_rejected_challenger_keeps_champion(local: Registry, kind: str) -> None:
     first = append(local, "promotion", A)
     append(local, kind, B)
-    assert local.champion() == first
+    assert local.champion() == made_by(first)
 
 
 def test_rollback_makes_the_former_version_champion(local: Registry) -> None:
@@ -209,12 +216,50 @@ def test_rollback_makes_the_former_version_champion(local: Registry) -> None:
     append(local, "promotion", B)
     append(local, "rejection", C)
     record = append(local, "rollback", A)
-    assert local.champion() == record
+    assert local.champion() == made_by(record)
     assert (record.version, record.champion_before) == (A, B)
 
 
 @anywhere
-@pytest.mark.parametrize("kind", ["promotion", "rejection", "rollback"])
+def test_release_of_a_window_is_in_the_chain_and_makes_no_champion(registry: Registry) -> None:
+    first = append(registry, "release", None, window="w0")
+    assert (first.number, first.version, first.champion_before) == (1, None, None)
+    assert registry.champion() is None
+    promotion = append(registry, "promotion", A)
+    release = append(registry, "release", None, window="w2", reason="a new camera")
+    assert (release.number, release.champion_before, release.window) == (3, A, "w2")
+    assert registry.champion() == made_by(promotion)
+    last = append(registry, "promotion", B)
+    assert last.champion_before == A
+    assert registry.ledger() == [first, promotion, release, last]
+    assert [record.previous for record in registry.ledger()[1:]] == [
+        sha256_hex(to_json(record)) for record in (first, promotion, release)
+    ]
+
+
+def test_one_window_can_be_released_again(local: Registry) -> None:
+    records = [append(local, "release", None, window="w1", reason=reason) for reason in ("once", "twice")]
+    assert local.ledger() == records
+    assert len({record.nonce for record in records}) == 2
+
+
+def test_edited_release_is_found(local: Registry) -> None:
+    append(local, "promotion", A)
+    append(local, "release", None, window="w1")
+    append(local, "hold", B)
+    edit(record_path(local, 2), window="w2")
+    with pytest.raises(IntegrityError, match="record 2 is not the one that the record after it follows"):
+        local.ledger()
+
+
+def test_promotion_without_a_version_makes_no_champion(local: Registry) -> None:
+    append(local, "promotion", A)
+    append(local, "rollback", None)
+    assert champion_version(local) == A
+
+
+@anywhere
+@pytest.mark.parametrize("kind", ["promotion", "rejection", "rollback", "release"])
 @pytest.mark.parametrize("expected", [None, B])
 def test_judgement_against_a_former_champion_is_not_filed(registry: Registry, kind: str, expected: str | None) -> None:
     append(registry, "promotion", A)

@@ -82,7 +82,7 @@ def test_training_pod_has_gpu_toleration_shared_memory_and_timeout(compiled: Pat
     assert "gpu_count" in accelerator["resourceCount"]
     pod = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]["exec-train"]
     assert pod["tolerations"][0]["key"] == "nvidia.com/gpu"
-    assert pod["emptyDirMounts"][0]["mountPath"] == "/dev/shm"
+    assert {mount["mountPath"] for mount in pod["emptyDirMounts"]} == {"/dev/shm", "/var/cache/retrain"}
     assert int(pod["activeDeadlineSeconds"]) == 24 * 3600
 
 

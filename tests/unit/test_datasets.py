@@ -443,9 +443,7 @@ def test_the_sides_together_are_read_from_the_files_of_each(windows: list[Window
         assert torch.equal(plane, apart[digest])
 
 
-def test_entries_are_named_by_what_they_hold_and_nothing_else_is_left(
-    windows: list[Window], cache: PixelCache
-) -> None:
+def test_entries_are_named_by_what_they_hold_and_nothing_else_is_left(windows: list[Window], cache: PixelCache) -> None:
     window = windows[0]
     load(cache, [window], None)
     assert entries(cache) == [f"{window.document.id}-{side}-4x3.npy" for side in ("holdout", "train")]
@@ -545,9 +543,7 @@ def test_what_does_not_fit_the_limit_is_decoded_all_the_same(windows: list[Windo
     assert torch.equal(everything(images.images), everything(load(cache, windows, None).images))
 
 
-def test_a_full_disk_says_what_to_do(
-    windows: list[Window], cache: PixelCache, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_says_what_to_do(windows: list[Window], cache: PixelCache, monkeypatch: pytest.MonkeyPatch) -> None:
     needed = bytes_of(windows[0], "train")
     usage = shutil.disk_usage(cache.folder.parent.parent)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=needed - 1))

@@ -1,4 +1,4 @@
-"""The drift report of synthetic windows: quiet, moved, relabelled, with new classes, half labelled, too small to tell."""
+"""The drift report of synthetic windows: quiet, moved, relabelled, half labelled, with new classes, too small."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -25,17 +25,24 @@ from tests.unit.conftest import image_row
 CLASSES = ("cat", "dog", "owl")
 
 
-def sample(seed: int, rows: int = 120, shift: float = 0.0, right: float = 0.95) -> dict[str, Tensor]:
-    """A champion's view of images: labels, features that move by `shift`, answers right with probability `right`."""
+def sample(
+    seed: int, rows: int = 120, shift: float = 0.0, right: float = 0.95, sure: bool | None = None
+) -> dict[str, Tensor]:
+    """A champion's view of images: labels, features that move by `shift`, answers right with probability `right`.
+
+    It is `sure` of its wrong answers, as of the right ones, unless the images moved: a changed world makes it waver.
+    """
     generator = torch.Generator().manual_seed(seed)
     labels = torch.arange(rows) % 3
     other = (labels + torch.randint(1, 3, (rows,), generator=generator)) % 3
     answers = torch.where(torch.rand(rows, generator=generator) < right, labels, other)
+    wavers = (answers != labels) & (not (shift == 0.0 if sure is None else sure))
+    spread = torch.where(wavers, 0.4, 0.7)[:, None]
     return {
         "labels": labels,
         "embeddings": torch.randn(rows, 4, generator=generator) + shift,
         "early": torch.randn(rows, 6, generator=generator) + shift,
-        "probabilities": 0.7 * one_hot(answers, 3).float() + 0.1,
+        "probabilities": spread * one_hot(answers, 3).float() + (1 - spread) / 3,
         "properties": torch.randn(rows, 3, generator=generator) + shift,
     }
 
@@ -93,6 +100,12 @@ def test_moved_images_are_drift_and_no_fault(right: float) -> None:
     found = report(sample(1, shift=2.0, right=right))
     assert found.word == "drifted"
     assert found.faults == ()
+
+
+def test_labels_that_a_champion_contradicts_with_certainty_are_a_fault_even_where_the_images_moved() -> None:
+    found = report(sample(1, shift=2.0, right=0.4, sure=True))
+    assert [fault.name for fault in found.faults] == ["wrong-labels"]
+    assert set(found.faults[0].examples) <= {image_row(n)["sha256"] for n in range(120)}
 
 
 def test_a_drop_is_measured_against_the_reference() -> None:

@@ -130,9 +130,7 @@ def delivery(tmp_path: Path) -> Path:
     """Thirty images of two classes, one of them twice, one under both labels, one truncated and one empty."""
     files = {f"{'cat' if seed % 2 else 'dog'}/{seed:02d}.png": picture(seed) for seed in range(30)}
     files |= {"cat/01-copy.png": picture(1), "dog/03-is-a-cat.png": picture(3)}
-    return class_folders(
-        tmp_path / "delivery", {**files, "cat/cut.png": picture(5)[:200], "dog/empty.png": b""}
-    )
+    return class_folders(tmp_path / "delivery", {**files, "cat/cut.png": picture(5)[:200], "dog/empty.png": b""})
 
 
 # A folder
@@ -491,7 +489,11 @@ def test_two_ingests_at_once_end_with_the_same_window(delivery: Path, tmp_path: 
 
 def bombs() -> dict[str, bytes]:
     gif = b"GIF89a" + struct.pack("<HH", 65535, 65535) + b"\x80\0\0" + bytes(6)
-    bmp = b"BM" + struct.pack("<IHHI", 54, 0, 0, 54) + struct.pack("<IiiHHIIiiII", 40, 10**5, 10**5, 1, 1, 0, 0, 0, 0, 0, 0)
+    bmp = (
+        b"BM"
+        + struct.pack("<IHHI", 54, 0, 0, 54)
+        + struct.pack("<IiiHHIIiiII", 40, 10**5, 10**5, 1, 1, 0, 0, 0, 0, 0, 0)
+    )
     webp = b"RIFF" + struct.pack("<I", 30) + b"WEBPVP8X" + struct.pack("<I", 10) + b"\0" * 4 + b"\xff" * 6
     entries = [(256, 4, 10**5), (257, 4, 10**5), (258, 3, 8), (262, 3, 1), (273, 4, 200), (277, 3, 1), (279, 4, 9)]
     tiff = b"II*\0" + struct.pack("<IH", 8, len(entries))
@@ -549,7 +551,9 @@ def test_bytes_that_are_damaged_at_random_are_counted(tmp_path: Path) -> None:
     counts = window.document.status_counts
     assert set(counts) <= {"ok", "unreadable", "duplicate"}
     assert sum(counts.values()) == 150
-    assert all(bool(reason) == (status == "unreadable") for status, reason in manifest(window, "status", "reason").values())
+    assert all(
+        bool(reason) == (status == "unreadable") for status, reason in manifest(window, "status", "reason").values()
+    )
 
 
 def test_twenty_thousand_classes(tmp_path: Path) -> None:
@@ -590,9 +594,7 @@ def test_the_labelled_one_of_equal_images_is_kept() -> None:
 
 
 def test_an_image_under_two_labels_is_not_kept_at_all() -> None:
-    rows = rows_of(
-        ("a", "1", "cat", "ok"), ("b", "1", None, "ok"), ("c", "1", "dog", "ok"), ("d", "2", "dog", "ok")
-    )
+    rows = rows_of(("a", "1", "cat", "ok"), ("b", "1", None, "ok"), ("c", "1", "dog", "ok"), ("d", "2", "dog", "ok"))
     assert statuses(rows) == {"a": "conflicting", "b": "conflicting", "c": "conflicting", "d": "ok"}
 
 

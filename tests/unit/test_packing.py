@@ -200,7 +200,7 @@ def test_a_spool_that_changed_leaves_no_window(
     path = folder / "0.bytes"
     data = path.read_bytes()
     path.write_bytes(data[:5000] if damage == "cut" else data[:5000] + b"!" + data[5001:])
-    with pytest.raises(IntegrityError, match=f"half-done ingest in {folder} changed"):
+    with pytest.raises(IntegrityError, match=f"half-done ingest left in {folder} is damaged"):
         write_window(store, "images", "delivery", table, folder, workers, 3000)
     with pytest.raises(ConfigurationError):
         Window.open(store, "images", window_id(table))

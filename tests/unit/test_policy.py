@@ -43,9 +43,11 @@ QUIET = Evidence(
     champion_classes=("cat", "dog"),
     old_windows=("w0", "w1"),
     already_trained=False,
+    released=None,
     window_classes={"cat": 250, "dog": 250},
     old_rows=1000,
     new_rows=400,
+    held_out=100,
     forced=None,
     images_per_second={},
 )
@@ -265,3 +267,83 @@ def test_the_first_window_counts_as_much_new_data_only_with_a_champion() -> None
     # One old row at least is assumed, so a champion without training rows gives 400 new for each old one.
     assert plan(replace(QUIET, old_rows=0)).rule == "much-new-data"
     assert plan(replace(BOOTSTRAP, old_rows=0)).rule == "no-champion"
+
+
+# --- windows that a person has released
+
+
+RELEASED = "Released from quarantine by ada: the new camera is darker"
+FREED = replace(QUIET, released=RELEASED)
+
+
+@pytest.mark.parametrize(
+    ("evidence", "rule", "action"),
+    [
+        pytest.param(replace(FREED, validation=INVALID), "nothing-to-gain", "skip", id="invalid"),
+        pytest.param(
+            replace(FREED, drift=drift(0.1, faults=(RENAMED,))), "measurable-drop", "train", id="broken and worse"
+        ),
+        pytest.param(replace(FREED, validation=INVALID, drift=LOUD), "large-drop", "train", id="both"),
+        pytest.param(
+            replace(BOOTSTRAP, released=RELEASED, validation=INVALID), "no-champion", "train", id="before a champion"
+        ),
+        pytest.param(
+            replace(FREED, validation=INVALID, forced="retrain"), "forced-strategy", "train", id="with a strategy"
+        ),
+        pytest.param(
+            replace(FREED, validation=INVALID, already_trained=True), "already-trained", "skip", id="trained before"
+        ),
+        pytest.param(FREED, "nothing-to-gain", "skip", id="nothing wrong with it"),
+    ],
+)
+def test_a_released_window_is_decided_by_the_other_rules(evidence: Evidence, rule: str, action: str) -> None:
+    decision = plan(evidence)
+    assert (decision.rule, decision.action) == (rule, action)
+    assert decision.reasons[-1] == RELEASED
+    assert RELEASED not in decision.reasons[:-1]
+    blameless = replace(
+        evidence, released=None, validation=WARNED, drift=evidence.drift.model_copy(update={"faults": ()})
+    )
+    assert decision.model_dump(exclude={"reasons"}) == plan(blameless).model_dump(exclude={"reasons"})
+    assert decision.reasons[0] == plan(blameless).reasons[0]
+
+
+def test_a_window_that_nobody_released_says_nothing_of_it() -> None:
+    for evidence in (QUIET, BOOTSTRAP, replace(QUIET, validation=INVALID), replace(QUIET, drift=LOUD)):
+        assert not any("eleased" in reason for reason in plan(evidence).reasons)
+
+
+# --- nothing to learn
+
+
+@pytest.mark.parametrize(("new_rows", "held_out"), [(0, 100), (400, 0), (0, 0)])
+@pytest.mark.parametrize(
+    "evidence",
+    [
+        replace(FREED, validation=INVALID),
+        replace(BOOTSTRAP, released=RELEASED),
+        BOOTSTRAP,
+        replace(QUIET, forced="retrain"),
+        replace(QUIET, drift=drift(0.6)),
+    ],
+    ids=["released", "first and released", "first", "forced", "large drop"],
+)
+def test_without_rows_to_train_on_or_to_judge_by_there_is_nothing_to_learn(
+    evidence: Evidence, new_rows: int, held_out: int
+) -> None:
+    decision = plan(replace(evidence, new_rows=new_rows, held_out=held_out))
+    assert (decision.rule, decision.action, decision.rungs) == ("nothing-to-learn", "skip", ())
+    assert f"{new_rows} rows to train on and {held_out} held out" in decision.reasons[0]
+    assert decision.reasons[1:] == ((evidence.released,) if evidence.released else ())
+
+
+@pytest.mark.parametrize(
+    ("evidence", "rule"),
+    [(replace(QUIET, validation=INVALID), "invalid-window"), (replace(QUIET, drift=LOUD), "broken-data")],
+)
+def test_a_bad_window_without_rows_is_quarantined_and_not_skipped(evidence: Evidence, rule: str) -> None:
+    assert plan(replace(evidence, new_rows=0, held_out=0)).rule == rule
+
+
+def test_one_row_on_each_side_is_enough_to_go_on() -> None:
+    assert plan(replace(QUIET, new_rows=1, held_out=1)).rule == "nothing-to-gain"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from components.core.config import Config, LoopConfig, StoreConfig, load_config
+from components.core.config import Config, IngestConfig, LoopConfig, StoreConfig, load_config
 from components.core.contracts import (
     Accuracies,
     CheckedExpectation,
@@ -35,6 +35,7 @@ from components.core.errors import IntegrityError
 from components.core.registry import Registry
 from components.core.runs import Run, StepRecord
 from components.core.storage import DirectoryStore
+from components.core.windows import Window
 from components.ingest.step import ingest
 from components.report import step
 from components.report.page import render_page
@@ -44,7 +45,7 @@ from components.report.summary import read_steps, summarise
 START = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 HOSTILE = "<script>alert('x')</script> & \"co\""
 LOOP = LoopConfig(epochs=2, learning_rate=0.1)
-CONFIG = Config(store=StoreConfig(uri="unused"))
+CONFIG = Config(store=StoreConfig(uri="unused"), ingest=IngestConfig(workers=1))
 
 
 @pytest.fixture
@@ -404,6 +405,43 @@ def test_pictures_of_the_new_window_and_of_the_champions_are_side_by_side(
     )
     assert set(sources[:4]) == known
     assert set(sources[4:]) == arrived
+
+
+def test_images_that_were_set_aside_are_told_with_the_reason(store: DirectoryStore, tmp_path: Path) -> None:
+    folder = tmp_path / "delivery" / "cat"
+    folder.mkdir(parents=True)
+    for name, shade in (("first", 10), ("second", 10), ("third", 200)):
+        Image.new("L", (8, 8), shade).save(folder / f"{name}.png")
+    (folder / "empty.png").write_bytes(b"")
+    run = begin(store)
+    document = ingest(store, CONFIG, str(folder.parent))
+    file(run, "ingest", document)
+    rows = Window.open(store, "images", document.id).manifest(("source", "status", "reason")).to_pylist()
+    told = {row["source"]: row["reason"] for row in rows if row["status"] == "unreadable"}
+    assert list(told) == ["cat/empty.png"]
+    assert told["cat/empty.png"]
+    text = " ".join(Elements(render_page([run])).text.split())
+    assert f"cat/empty.png ({told['cat/empty.png']})" in text
+    assert "cat/second.png" in text
+    assert "cat/second.png (" not in text, "a duplicate needs no reason"
+
+
+@pytest.mark.parametrize("labelled", [0, 2])
+def test_images_that_nobody_has_labelled_yet_are_in_no_picture(
+    store: DirectoryStore, tmp_path: Path, labelled: int
+) -> None:
+    for number in range(4):
+        Image.new("L", (8, 8), 60 * number).save(tmp_path / f"{number}.png")
+    lines = ["path,label", *(f"{n}.png,{'cat' if n < labelled else ''}" for n in range(4))]
+    (tmp_path / "labels.csv").write_text("\n".join(lines) + "\n")
+    document = ingest(store, CONFIG, str(tmp_path / "labels.csv"))
+    assert document.unlabelled == 4 - labelled
+    run = begin(store)
+    file(run, "ingest", document)
+    page = render_page([run])
+    assert len(re.findall(r'<img src="(data:image/png;base64,[^"]+)"', page)) == labelled
+    assert "No pictures:" not in Elements(page).text
+    assert "None" not in Elements(page).text
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "CMYK"])

@@ -3,6 +3,7 @@
 import json
 import tempfile
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -18,6 +19,7 @@ from components.core.contracts import WindowDocument
 from components.core.errors import ConfigurationError, IntegrityError
 from components.core.storage import DirectoryStore, sha256_hex
 from components.core.windows import (
+    FACTS,
     READING,
     SCHEMA,
     Split,
@@ -28,6 +30,7 @@ from components.core.windows import (
     to_parquet,
     window_id,
 )
+from components.ingest.inspection import ImageFacts
 from components.ingest.processes import Workers
 from components.ingest.workers import SPOOLED
 from tests.unit.conftest import Row, content, image_row, number_of, pack
@@ -88,9 +91,7 @@ def test_identity_is_thirty_two_hex_digits() -> None:
 def test_identity_is_what_it_was() -> None:
     # Windows, lineages and ledgers name each other by it. By hand: the rows as JSON lists, sorted, one a line.
     rows = [image_row(2, None, split="holdout"), image_row(1, group="clip")]
-    lines = sorted(
-        json.dumps([row["sha256"], row["label"], row["group"], row["status"], row["split"]]) for row in rows
-    )
+    lines = sorted(json.dumps([row["sha256"], row["label"], row["group"], row["status"], row["split"]]) for row in rows)
     assert identity_of(rows) == sha256_hex("\n".join(lines).encode())[:32] == "fd3695dc8a0df117879b2a8b5a79fab3"
 
 
@@ -382,11 +383,14 @@ def test_columns_that_were_asked_for_are_all_that_comes_of_new_rows(store: Direc
 def slow_new_rows(window: list[Row], split: Split | None, earlier: list[list[Row]]) -> list[str]:
     """Sources of the new rows, one row at a time."""
     seen: set[str] = set()
+    labelled: set[str] = set()
     sides: dict[str, str] = {}
     for past in earlier:
         for row in past:
             if row["status"] == "ok":
                 seen.add(row["sha256"])
+                if row["label"] is not None:
+                    labelled.add(row["sha256"])
                 if row["group"]:
                     sides.setdefault(row["group"], row["split"])
     return [
@@ -394,7 +398,7 @@ def slow_new_rows(window: list[Row], split: Split | None, earlier: list[list[Row
         for row in window
         if row["status"] == "ok"
         and split in (None, row["split"])
-        and row["sha256"] not in seen
+        and row["sha256"] not in (labelled if row["label"] is not None else seen)
         and (not row["group"] or sides.get(row["group"], row["split"]) == row["split"])
     ]
 
@@ -433,3 +437,7 @@ def test_an_empty_group_is_none(store: DirectoryStore, workers: Workers) -> None
     earlier = pack(store, [grouped(1, "", "holdout")], workers)
     window = pack(store, [grouped(2, "", "train"), grouped(3, "", "holdout")], workers)
     assert numbers(new_rows(window, None, [earlier])) == {2, 3}
+
+
+def test_the_manifest_has_a_column_for_every_fact() -> None:
+    assert list(FACTS) == [field.name for field in fields(ImageFacts)]
