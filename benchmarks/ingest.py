@@ -1,7 +1,7 @@
 """Ingest at scale: memory, and speed against `tar`, webdataset's own writer and decoding alone, on the same files.
 
-Two deliveries of JPEG files: many small ones (32x32) and fewer large ones (1200x900). Goal of --check: less than 500 MiB
-resident in all processes together (shared pages counted once), every image usable.
+Two deliveries of JPEG files: many small ones (32x32) and fewer large ones (1200x900). Goal of --check: less than
+500 MiB resident in all processes together (shared pages counted once), every image usable.
 
     .venv/bin/python benchmarks/ingest.py [--quick] [--check]
 """

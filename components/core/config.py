@@ -155,8 +155,8 @@ class DriftConfig(Section):
     """Accuracy lost, with the champion as sure as ever of answers that contradict the labels, before these are called
     wrong. Two classes of ten that are exchanged in every second image lose 0.1; nothing changed loses 0.02."""
     label_contradictions: Fraction = 0.35
-    """Share of labels contradicted with certainty from which they are called wrong even where the images changed and
-    the champion is less sure than on its reference. Clothes turned on their side reach 0.28, shuffled labels 0.46."""
+    """Share of labels contradicted with certainty from which they are called wrong even where the images changed too.
+    Clothes turned on their side reach 0.28, shuffled labels 0.44."""
 
     @model_validator(mode="after")
     def _enough_permutations(self) -> DriftConfig:

@@ -97,8 +97,8 @@ class Explanation:
         share: Of the rows that look converted, in [0, 1].
         converted: Probability of each row, shape (n,).
         gain: Log-likelihood beyond the best honest explanation, nats a row; positive speaks for the conversion.
-        fit: Log-likelihood of a row under the conversion minus that of a row of the reference, nats: about 0 where
-            undoing the conversion gives images like the reference.
+        fit: Log-likelihood of a row, undone where that is likelier, minus that of a row of the reference, nats: about
+            0 where undoing the conversion gives images like the reference.
     """
 
     share: float
@@ -156,7 +156,7 @@ def explain(
         share=float(SHARES[best]),
         converted=converted,
         gain=float((mixtures[best].sum() - max(unchanged.sum(), honest.sum())) / rows.sum()),
-        fit=float(mixtures[best].mean() - likelihood(then, centres[index]).mean()),
+        fit=float(np.maximum(unchanged, undone).mean() - likelihood(then, centres[index]).mean()),
     )
 
 

@@ -20,7 +20,7 @@ from components.core.runs import Run, open_run, perform
 from components.core.statistics import newcombe_interval
 from components.core.windows import SCHEMA, Window, from_parquet
 from components.detect_drift.detectors import TestResult, gaussian_gram, label_gram, standardise, two_sample_test
-from components.detect_drift.label_faults import Answers, find_label_faults
+from components.detect_drift.label_faults import Answers, find_label_faults, images_changed
 from components.detect_drift.triage import find_faults
 
 PROPERTIES = ("mean", "std", "sharpness")  # of the manifest, compared as one view
@@ -112,8 +112,7 @@ def compare(
     if not bool(known.any()):
         return report
     drop, interval, scores = _accuracy_drop(reference, features, images.labels, known)
-    looks = [view.p_value for view in result.views if view.name != "labels"]
-    images_changed = min(looks) * len(looks) <= config.alpha
+    changed = images_changed(result.views, config.alpha)
     window, past = _answers(features, images.labels, images.rows), _answers(reference.features, reference.labels)
     return report.model_copy(
         update={
@@ -121,7 +120,7 @@ def compare(
             "window_accuracy": scores[1],
             "accuracy_drop": drop,
             "accuracy_drop_interval": interval,
-            "faults": find_label_faults(window, past, images.classes, images_changed, config),
+            "faults": find_label_faults(window, past, images.classes, changed, config),
         }
     )
 

@@ -22,7 +22,7 @@ from components.core.statistics import newcombe_interval
 from components.detect_drift.conversions import CONVERSIONS, Columns, Conversion, Explanation, explain
 from components.detect_drift.label_faults import CONFIDENCE, EXAMPLES
 
-# Limits of the signs, from benchmarks/triage.py, seeds 0 to 4 (digits, Fashion-MNIST, photographs): at most 5 % of the
+# Limits of the signs, from benchmarks/triage.py, seeds 0 to 6 (digits, Fashion-MNIST, photographs): at most 5 % of the
 # images of an honest window are beyond one, and nearly all broken images are; but only a third of those enlarged and
 # compressed again, a quarter of those of 28 pixels with blocks, two thirds of digits whose cut end is black on black.
 EMPTY_STD = 1.2 / 255  # read noise and JPEG on one colour; dark sky has more. Noisier black frames are a `value-range`
@@ -39,7 +39,7 @@ FAMILY_SHARE = 0.05  # of the window in one family of near duplicates; a clip am
 LEAST_FAMILY = 5
 # Nats: of each converted row, and of all. Conversions reach 0.6 a row and more, honest windows 0.47.
 CONVERTED_GAIN, CONVERTED_TOTAL = 0.5, 10.0
-CONVERTED_FIT = -1.0  # nats a row below the reference; half of a window converted costs 0.7 of them, honest or not
+CONVERTED_FIT = -1.0  # nats a row below the reference; conversions have -0.6 and more, black frames -2 and less
 LEAST_SHOWN = 5  # images: fewer are an accident, not a broken camera
 
 _NUMBERS = ("width", "height", "quality", "mean", "std", "red", "green", "blue", "red_std", "green_std", "blue_std",

@@ -168,7 +168,7 @@ def _describe(image: Image.Image) -> ImageFacts:
 def _reason(error: Exception) -> str:
     """A line for people: no addresses of objects, which differ from run to run, and nothing that is not printable."""
     if isinstance(error, UnidentifiedImageError):
-        return f"not an image that can be read ({', '.join(FORMATS)})"
+        return "damaged at its beginning, or no image"
     message = re.sub(r"<[^<>]* at 0x[0-9a-fA-F]+>", "the file", str(error))
     message = " ".join("".join(c if c.isprintable() else " " for c in message).split())
     if not isinstance(error, (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)):

@@ -7,9 +7,9 @@ import pyarrow as pa
 import pytest
 
 from components.core.config import DriftConfig
-from components.core.contracts import Fault
+from components.core.contracts import DriftView, Fault
 from components.detect_drift.conversions import CONVERSIONS, explain
-from components.detect_drift.label_faults import Answers, find_label_faults, permuted_labels
+from components.detect_drift.label_faults import Answers, find_label_faults, images_changed, permuted_labels
 from components.detect_drift.triage import find_faults
 
 CONFIG = DriftConfig()
@@ -292,8 +292,8 @@ def confusion(assignment: list[int], right: int = 90, wrong: int = 2) -> np.ndar
     return counts
 
 
-def renamed(counts: np.ndarray, accuracy: float = 0.95, images_changed: bool = False) -> Fault | None:
-    return permuted_labels(counts, tuple("abcdefghij")[: len(counts)], accuracy, images_changed, 0.5)
+def renamed(counts: np.ndarray, accuracy: float = 0.95, changed: bool = False) -> Fault | None:
+    return permuted_labels(counts, tuple("abcdefghij")[: len(counts)], accuracy, changed, 0.5)
 
 
 def test_right_labels_are_no_fault() -> None:
@@ -343,11 +343,11 @@ def test_digits_upside_down_are_no_renaming() -> None:
     counts[[0, 1, 8, 6, 9], [0, 1, 8, 9, 6]] = 30
     for digit in (2, 3, 4, 5, 7):
         counts[digit] = np.random.default_rng(digit).multinomial(30, np.full(10, 0.1))
-    assert renamed(counts, images_changed=True) is None
+    assert renamed(counts, changed=True) is None
 
 
 def test_a_renaming_that_explains_everything_is_one_though_the_images_changed_too() -> None:
-    assert renamed(confusion([1, 0, 2, 3, 4], 50, 0), images_changed=True) is not None
+    assert renamed(confusion([1, 0, 2, 3, 4], 50, 0), changed=True) is not None
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -372,12 +372,10 @@ def test_one_class_cannot_be_renamed() -> None:
     assert renamed(np.array([[40]])) is None
 
 
-def answers(labels: np.ndarray, given: np.ndarray, sure: float = 0.95, unsure: slice = slice(0)) -> Answers:
-    """The champion answers `given`, with probability `sure`, or 0.6 for some rows."""
-    probability = np.full(len(given), sure)
-    probability[unsure] = 0.6
-    probabilities = np.tile((1 - probability[:, None]) / 2, 3)
-    probabilities[range(len(given)), given] = probability
+def answers(labels: np.ndarray, given: np.ndarray, sure: float = 0.95) -> Answers:
+    """The champion answers `given`, with probability `sure`."""
+    probabilities = np.full((len(given), 3), (1 - sure) / 2)
+    probabilities[range(len(given)), given] = sure
     return Answers(labels=labels, probabilities=probabilities, sha256=tuple(f"{n:04d}" for n in range(len(given))))
 
 
@@ -390,8 +388,8 @@ def mislabelled(share: float) -> np.ndarray:
     return labels
 
 
-def judge(window: Answers, images_changed: bool = False) -> tuple[Fault, ...]:
-    return find_label_faults(window, answers(TRUTH, TRUTH), CLASSES[:3], images_changed, CONFIG)
+def judge(window: Answers, changed: bool = False) -> tuple[Fault, ...]:
+    return find_label_faults(window, answers(TRUTH, TRUTH), CLASSES[:3], changed, CONFIG)
 
 
 @pytest.mark.parametrize("share", [0.1, 0.3, 0.45])
@@ -403,32 +401,40 @@ def test_labels_that_a_sure_champion_contradicts_are_wrong(share: float) -> None
 
 
 @pytest.mark.parametrize(
-    ("window", "images_changed"),
+    ("window", "changed"),
     [
         pytest.param(answers(TRUTH, TRUTH), False, id="right"),
         pytest.param(answers(mislabelled(0.03), TRUTH), False, id="below the threshold"),
         pytest.param(answers(mislabelled(0.45), TRUTH, sure=0.6), False, id="the champion is not sure"),
-        pytest.param(answers(mislabelled(0.3), TRUTH, unsure=slice(200, 300)), True, id="the images changed"),
+        pytest.param(answers(mislabelled(0.3), TRUTH), True, id="the images changed"),
         pytest.param(answers(mislabelled(0.04), TRUTH), True, id="changed, and a few labels"),
         pytest.param(answers(np.array([0, 1]), np.array([0, 2])), False, id="one of two"),
         pytest.param(answers(TRUTH[:0], TRUTH[:0]), False, id="no rows"),
     ],
 )
-def test_other_labels_are_not_called_wrong(window: Answers, images_changed: bool) -> None:
-    assert judge(window, images_changed) == ()
+def test_other_labels_are_not_called_wrong(window: Answers, changed: bool) -> None:
+    assert judge(window, changed) == ()
+
+
+def test_with_changed_images_more_contradiction_is_asked() -> None:
+    (fault,) = judge(answers(mislabelled(0.45), TRUTH), changed=True)
+    assert fault.name == "wrong-labels"
+    assert "although the images changed too" in fault.sentence
 
 
 @pytest.mark.parametrize(
-    ("share", "unsure", "why"),
-    [
-        pytest.param(0.1, slice(0), "as sure of its answers as on the reference", id="changed harmlessly"),
-        pytest.param(0.45, slice(200, 300), "although the images changed too", id="changed badly"),
-    ],
+    ("p_value", "effect", "changed"),
+    [(0.002, 0.3, True), (0.002, 0.05, False), (0.004, 0.3, False), (0.5, 0.3, False)],
+    ids=["surely and much", "surely but hardly", "chance of two looks", "by chance"],
 )
-def test_wrong_labels_of_changed_images_are_found(share: float, unsure: slice, why: str) -> None:
-    (fault,) = judge(answers(mislabelled(share), TRUTH, unsure=unsure), images_changed=True)
-    assert fault.name == "wrong-labels"
-    assert why in fault.sentence
+def test_images_changed_if_they_did_so_surely_and_enough(p_value: float, effect: float, changed: bool) -> None:
+    views = (
+        DriftView(name="embeddings", p_value=p_value, effect=effect),
+        DriftView(name="softmax", p_value=0.9, effect=0.0),
+        DriftView(name="labels", p_value=0.002, effect=0.9),
+    )
+    assert images_changed(views, 0.005) is changed
+    assert images_changed((), 0.005) is False
 
 
 def test_a_full_renaming_is_named_before_wrong_labels() -> None:
