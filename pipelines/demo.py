@@ -110,9 +110,9 @@ def arrivals() -> Iterator[Arrival]:
     )
     images, digits = _join(lying, lying_high)
     yield Arrival(
-        name="6-negatives",
-        story="380 scans of photographic negatives that lay on their side.",
-        write=lambda to: write_folder(to, (sideways_negative(images), digits)),
+        name="6-sideways",
+        story="380 scans of cards that lay on their side, under milky foil.",
+        write=lambda to: write_folder(to, (sideways_under_foil(images), digits)),
     )
 
 
@@ -121,9 +121,9 @@ def weak_lamp(images: np.ndarray) -> np.ndarray:
     return (np.roll(images, 1, axis=1) * 0.7 + 40).astype(np.uint8)
 
 
-def sideways_negative(images: np.ndarray) -> np.ndarray:
-    """Inverted and turned by 90 degrees: uint8 (n, 8, 8) to the same."""
-    return np.ascontiguousarray(np.rot90(255 - images, axes=(1, 2)))
+def sideways_under_foil(images: np.ndarray) -> np.ndarray:
+    """Pale on grey and turned by 90 degrees: uint8 (n, 8, 8) to the same."""
+    return (np.rot90(images, axes=(1, 2)) * 0.35 + 90).astype(np.uint8)
 
 
 def write_folder(folder: Path, digits: Digits) -> None:

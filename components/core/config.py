@@ -52,7 +52,8 @@ class StoreConfig(Section):
     """Local folder (relative to this file) for decoded images and half-done ingests; may be lost at any time. None:
     `retrain` in XDG_CACHE_HOME, else in ~/.cache."""
     cache_bytes: Annotated[int, Field(ge=0)] = 50 * 2**30
-    """Decoded images kept in the cache; beyond it the least recently used go. One byte a pixel and channel."""
+    """Decoded images kept in the cache, one byte a pixel and channel; beyond it the least recently used go. One step's
+    images must fit."""
 
     @property
     def cache_folder(self) -> Path:
@@ -88,7 +89,7 @@ class IngestConfig(Section):
     max_image_bytes: Annotated[int, Field(gt=0)] = 256 * 2**20
     """A larger file is refused before it is read: it is no image, and would not fit the memory of a worker."""
     workers: Annotated[int, Field(ge=1)] | None = None
-    """Processes that read and decode; none: one a core that this process may use."""
+    """Processes that read and decode; none: one a core that this process may use, at most 16."""
     shard_bytes: Annotated[int, Field(gt=0)] = 128 * 2**20
     """Size at which a tar shard is closed. 128 MiB keeps object counts low and parts parallel."""
 
@@ -113,6 +114,9 @@ class ValidationConfig(Section):
     max_imbalance: Annotated[float, Field(ge=1.0)] = 100.0
     """Images of the largest class per image of the smallest, among usable ones; more is a warning. Natural imbalance
     of 100 is common (long-tailed benchmarks stop there); beyond it, the smallest class is hardly seen in an epoch."""
+    severities: dict[str, Literal["reject", "warn"]] = {}
+    """Severity of an expectation by its name, such as `no leakage: reject`, where it is to be another than the usual:
+    reject quarantines the window, warn is told in the report."""
     min_side_pixels: Annotated[int, Field(ge=1)] = 8
     """Shortest side an image may have."""
     max_undersized_fraction: Fraction = 0.02

@@ -7,6 +7,7 @@ reads at the speed of memory. Covers decoding, the cache and class indices. Not 
 
 from __future__ import annotations
 
+import errno
 import io
 import logging
 import os
@@ -16,7 +17,6 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,17 +24,20 @@ import numpy as np
 import pyarrow as pa
 import torch
 from PIL import Image
+from PIL import __version__ as pillow_version
 from torch import Tensor
 
 from components.core.config import StoreConfig
 from components.core.errors import ConfigurationError
 from components.core.logs import progress
+from components.core.machine import usable_cores
 from components.core.models import ModelSpec
 from components.core.pixels import eight_bits
-from components.core.windows import READING, Split, Window, new_rows
+from components.core.windows import READING, Known, Split, Window
 
 logger = logging.getLogger(__name__)
-DECODE_BATCH = 256
+DECODE_BATCH, DECODE_BYTES = 256, 64 * 2**20
+DECODER = 1  # goes up whenever `decode_image` or `eight_bits` gives other pixels
 ABANDONED_SECONDS = 24 * 3600  # what a process that was killed left half-decoded
 
 
@@ -132,7 +135,7 @@ def load_images(
         spec: Gives size and channels.
         classes: What the labels index.
         cache: Where decoded images are kept.
-        earlier: Windows before these: what they hold is left out (see `new_rows`).
+        earlier: Windows before these: what they hold is left out (see `Known.new_rows`).
         columns: Of the manifest, wanted in `rows`.
 
     Raises:
@@ -141,8 +144,10 @@ def load_images(
     wanted = tuple(dict.fromkeys(("sha256", "label", "split", *columns)))
     parts = [torch.empty((0, spec.channels, spec.image_size, spec.image_size), dtype=torch.uint8)]
     index, tables, before = [torch.empty(0, dtype=torch.int64)], [], 0
-    for number, window in enumerate(windows):
-        rows = new_rows(window, split, [*earlier, *windows[:number]], wanted)
+    known = Known(earlier)
+    for window in windows:
+        rows = known.new_rows(window, split, wanted)
+        known.add(window)
         tables.append(rows)
         place = torch.full((len(rows),), -1, dtype=torch.int64)
         for side in ("train", "holdout") if split is None else (split,):
@@ -170,12 +175,13 @@ def load_images(
 class PixelCache:
     """Decoded images on the local disk: one array a window, side of the split, size and number of channels.
 
-    Files are complete or not there; the least recently used go when the cache is full. A window's id names its
-    content, so an entry never goes stale.
+    Files are complete or not there; the least recently used go when the cache is full, but none that this object has
+    opened. A window's id names its content, and a file's name says what decoded it, so an entry never goes stale.
     """
 
     def __init__(self, config: StoreConfig) -> None:
         self.folder, self.limit = config.cache_folder / "pixels", config.cache_bytes
+        self._open: dict[Path, int] = {}
 
     def pixels(self, window: Window, split: Split, spec: ModelSpec) -> tuple[Tensor, list[str]]:
         """Open an array, after decoding it if it is not there.
@@ -185,11 +191,13 @@ class PixelCache:
 
         Raises:
             IntegrityError: See `Window.images`.
-            ConfigurationError: The disk has no room for it.
+            ConfigurationError: The disk, or the cache's limit, has no room for it beside what is open already.
         """
         rows = window.rows(split)
         shape = (len(rows), spec.channels, spec.image_size, spec.image_size)
-        path = self.folder / f"{window.document.id}-{split}-{spec.image_size}x{spec.channels}.npy"
+        size = f"{spec.image_size}x{spec.channels}"
+        path = self.folder / f"{window.document.id}-{split}-{size}-{DECODER}-pillow-{pillow_version}.npy"
+        self._open[path] = int(np.prod(shape))
         while True:
             try:
                 os.utime(path)  # used now: the last to go
@@ -202,11 +210,20 @@ class PixelCache:
         self._make_room(int(np.prod(shape)))
         with tempfile.NamedTemporaryFile(dir=self.folder, suffix=".part", delete=False) as file:
             part = Path(file.name)
-        try:
-            _decode_into(np.lib.format.open_memmap(part, mode="w+", dtype=np.uint8, shape=shape), window, rows)
-            part.replace(path)
-        finally:
-            part.unlink(missing_ok=True)
+            try:
+                array = np.lib.format.open_memmap(part, mode="w+", dtype=np.uint8, shape=shape)
+                # Now, not while pages are written: a mapped page without room behind it is a bus error.
+                os.posix_fallocate(file.fileno(), 0, part.stat().st_size)
+                _decode_into(array, window, rows)
+                array.flush()
+                os.fsync(file.fileno())
+                part.replace(path)
+            except OSError as error:
+                if error.errno != errno.ENOSPC:
+                    raise
+                raise self._no_room(int(np.prod(shape)), shutil.disk_usage(self.folder).free, "free") from error
+            finally:
+                part.unlink(missing_ok=True)
 
     def _make_room(self, needed: int) -> None:
         """Remove what was not used for longest until the cache stays within its limit."""
@@ -214,20 +231,25 @@ class PixelCache:
         for part in self.folder.glob("*.part"):
             if time.time() - _used(part).used > ABANDONED_SECONDS:
                 part.unlink(missing_ok=True)
+        if (ours := sum(self._open.values())) > self.limit:
+            raise self._no_room(ours, self.limit, "allowed (store.cache_bytes)")
         entries = sorted((_used(path) for path in self.folder.glob("*.npy")), key=lambda entry: entry.used)
         total = needed + sum(entry.size for entry in entries)
         for entry in entries:
-            if total > self.limit:
+            if total > self.limit and entry.path not in self._open:
                 logger.info("cache: %s goes, %d bytes", entry.path.name, entry.size)
                 entry.path.unlink(missing_ok=True)
                 total -= entry.size
         free = shutil.disk_usage(self.folder).free
         if needed > free:
-            raise ConfigurationError(
-                f"{needed / 2**30:.1f} GiB of decoded images, and {free / 2**30:.1f} GiB free in {self.folder}",
-                expected="a disk with room for one byte a pixel and channel",
-                next_command="name another folder as store.cache, or lower training.image_size",
-            )
+            raise self._no_room(needed, free, "free")
+
+    def _no_room(self, needed: int, there: int, what: str) -> ConfigurationError:
+        return ConfigurationError(
+            f"{needed / 2**30:.1f} GiB of decoded images, and {there / 2**30:.1f} GiB {what} in {self.folder}",
+            expected="room for one byte a pixel and channel",
+            next_command="raise store.cache_bytes, name a larger disk as store.cache, or lower training.image_size",
+        )
 
 
 class _Entry(NamedTuple):
@@ -249,12 +271,26 @@ def _decode_into(array: np.ndarray, window: Window, rows: pa.Table) -> None:
     """Decode a window's rows into an array uint8 (n, channels, size, size), on all cores, in bounded memory."""
     channels, size = array.shape[1], array.shape[2]
     stream = window.images(rows.select(list(READING)))
-    with progress("decoding images", len(rows)) as advance, ThreadPoolExecutor(os.cpu_count()) as pool:
-        while batch := list(islice(stream, DECODE_BATCH)):  # so that only these are in memory compressed
+    with progress("decoding images", len(rows)) as advance, ThreadPoolExecutor(usable_cores()) as pool:
+        for batch in _batches(stream):
             decoded = pool.map(lambda pair: decode_image(pair[1], size, channels), batch)
             for (position, _), image in zip(batch, decoded, strict=True):
                 array[position] = image
             advance(len(batch))
+
+
+def _batches(stream: Iterator[tuple[int, bytes]]) -> Iterator[list[tuple[int, bytes]]]:
+    """Cut a stream of images by number and by bytes: these are in memory compressed."""
+    batch: list[tuple[int, bytes]] = []
+    size = 0
+    for pair in stream:
+        batch.append(pair)
+        size += len(pair[1])
+        if len(batch) == DECODE_BATCH or size > DECODE_BYTES:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
 
 
 def decode_image(data: bytes, size: int, channels: int) -> np.ndarray:

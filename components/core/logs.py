@@ -38,10 +38,11 @@ def progress(label: str, total: int | None = None) -> Iterator[Callable[[int], N
     """
     if sys.stderr.isatty():
         from rich.console import Console
-        from rich.progress import Progress
+        from rich.progress import MofNCompleteColumn, Progress
 
         # No refresh thread: worker processes are forked while this runs.
-        with Progress(console=Console(stderr=True), transient=True, auto_refresh=False) as bar:
+        columns = (*Progress.get_default_columns(), MofNCompleteColumn())
+        with Progress(*columns, console=Console(stderr=True), transient=True, auto_refresh=False) as bar:
             task = bar.add_task(label, total=total)
             drawn = 0.0
 

@@ -364,6 +364,7 @@ class S3Store:
             region_name=config.region,
             config=ClientConfig(
                 connect_timeout=config.connect_timeout_seconds,
+                max_pool_connections=32,
                 read_timeout=config.read_timeout_seconds,
                 retries={"mode": "standard", "total_max_attempts": config.max_attempts},
                 request_checksum_calculation=config.checksums,

@@ -23,7 +23,6 @@ from components.core.errors import ConfigurationError, IntegrityError
 from components.core.storage import KeyMissing, ObjectStore, get_json, sha256_hex
 
 RANGED_READS = 64  # up to this many images of a shard are read one by one, more by reading the shard
-Status = Literal["ok", "unreadable", "duplicate", "conflicting"]
 Split = Literal["train", "holdout", "none"]
 
 # What decoding an image tells, measured once, at ingest; `ingest.inspection` says what each means. Null where the image
@@ -211,35 +210,44 @@ class Window:
         )
 
 
-def new_rows(
-    window: Window, split: Split | None, earlier: Iterable[Window], columns: Sequence[str] = READING
-) -> pa.Table:
-    """Usable rows of a window that are new in it and stand on the side they have always stood on.
+class Known:
+    """What windows before one hold: images, and the side of the split that each group stands on.
 
     The split goes by content, but an image can come again under another group, and a configured fraction can change.
-    What a window before this one holds stays where it was: such rows, and groups that would change sides, are left out.
-    An image that was held without a label is new once it has one.
-
-    Args:
-        window: The window to read.
-        split: Side of the split, or None for both.
-        earlier: Windows that came before it.
-        columns: What is wanted of the rows.
+    What an earlier window holds stays where it was.
     """
-    rows = window.rows(split, tuple(dict.fromkeys((*columns, "sha256", "label", "group", "split"))))
-    sides: dict[str, Split] = {}
-    for past in earlier:
-        known = past.rows(columns=("sha256", "label", "group", "split"))
-        labelled = known["sha256"].filter(pc.is_valid(known["label"]))
-        # What came without a label and comes again with one is new: labels may be late.
-        repeated = pc.if_else(
-            pc.is_valid(rows["label"]), pc.is_in(rows["sha256"], labelled), pc.is_in(rows["sha256"], known["sha256"])
-        )
-        rows = rows.filter(pc.invert(repeated))
-        grouped = known.filter(pc.not_equal(pc.fill_null(known["group"], ""), ""))
+
+    def __init__(self, windows: Iterable[Window] = ()) -> None:
+        self._images: set[str] = set()
+        self._labelled: set[str] = set()
+        self._sides: dict[str, Split] = {}
+        for window in windows:
+            self.add(window)
+
+    def add(self, window: Window) -> None:
+        """Remember a window that came after those added before."""
+        rows = window.rows(columns=("sha256", "label", "group", "split"))
+        self._images.update(rows["sha256"].to_pylist())
+        self._labelled.update(rows["sha256"].filter(pc.is_valid(rows["label"])).to_pylist())
+        grouped = rows.filter(pc.not_equal(pc.fill_null(rows["group"], ""), ""))
         for group, side in zip(grouped["group"].to_pylist(), grouped["split"].to_pylist(), strict=True):
-            sides.setdefault(group, side)
-    if sides:
-        pairs = zip(rows["group"].to_pylist(), rows["split"].to_pylist(), strict=True)
-        rows = rows.filter(pa.array([sides.get(group, side) == side for group, side in pairs], pa.bool_()))
-    return rows.select(list(columns))
+            self._sides.setdefault(group, side)
+
+    def new_rows(self, window: Window, split: Split | None, columns: Sequence[str] = READING) -> pa.Table:
+        """Usable rows of a window that are new in it and stand on the side they have always stood on.
+
+        An image that was held without a label is new once it has one.
+
+        Args:
+            window: The window to read.
+            split: Side of the split, or None for both.
+            columns: What is wanted of the rows.
+        """
+        wanted = ("sha256", "label", "group", "split")
+        rows = window.rows(split, tuple(dict.fromkeys((*columns, *wanted))))
+        keep = [
+            digest not in (self._images if label is None else self._labelled)
+            and self._sides.get(group or "", side) == side
+            for digest, label, group, side in zip(*(rows[name].to_pylist() for name in wanted), strict=True)
+        ]
+        return rows.filter(pa.array(keep, pa.bool_())).select(list(columns))

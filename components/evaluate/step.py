@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from components.core.config import Config
 from components.core.contracts import Decision, Evaluation, HoldoutScores
 from components.core.datasets import PixelCache, Pixels, load_images
 from components.core.models import Classifier, best_device, load_classifier
@@ -31,8 +30,10 @@ def _evaluate(record: Run, window_id: str, version: str) -> Evaluation:
     old = [Window.open(record.store, config.dataset, w) for w in decision.old_windows]
     new = Window.open(record.store, config.dataset, window_id)
 
+    cache = PixelCache(config.store)
+
     def score(windows: Sequence[Window], earlier: Sequence[Window]) -> HoldoutScores:
-        return _score(windows, earlier, champion, challenger, config)
+        return _score(windows, earlier, champion, challenger, cache, config.evaluation.batch_size)
 
     return Evaluation(
         champion=decision.champion,
@@ -47,7 +48,8 @@ def _score(
     earlier: Sequence[Window],
     champion: Classifier | None,
     challenger: Classifier,
-    config: Config,
+    cache: PixelCache,
+    batch_size: int,
 ) -> HoldoutScores:
     classes = challenger.spec.classes
     answers: list[Tensor | None] = []
@@ -57,9 +59,9 @@ def _score(
             answers.append(None)
             continue
         # Each model sees its own input size.
-        holdout = load_images(windows, "holdout", model.spec, classes, PixelCache(config.store), earlier).labelled()
+        holdout = load_images(windows, "holdout", model.spec, classes, cache, earlier).labelled()
         labels = holdout.labels
-        answers.append(answer(model, holdout.images, config.evaluation.batch_size))
+        answers.append(answer(model, holdout.images, batch_size))
     assert answers[0] is not None
     known_classes = len(champion.spec.classes) if champion else 0
     return score_holdout(labels, answers[0], answers[1], classes, known_classes)

@@ -58,8 +58,9 @@ def write_window(
     usable = rows.filter(pc.equal(rows["status"], "ok"))
     shards = list(cut_shards(usable["bytes"].to_pylist(), shard_bytes))
     packing = usable.select(PACKING)
+    # Taken, not sliced: a slice takes the whole table with it to the worker.
     tasks = (
-        ShardTask(rows=packing.slice(start, end - start), folder=folder, path=folder / f"{number}.tar")
+        ShardTask(rows=packing.take(pa.array(range(start, end))), folder=folder, path=folder / f"{number}.tar")
         for number, (start, end) in enumerate(shards)
     )
     files: dict[str, str] = {}

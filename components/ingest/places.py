@@ -1,6 +1,7 @@
 """Where a delivery lies: a local folder or an `s3://` prefix, listed as a stream and read file by file.
 
-Covers names (nothing outside the place is ever read) and errors. Not covered: what the files mean (`sources`).
+Covers names and errors. What tables and tars name stays inside the place; links in a local folder are followed wherever
+they lead, as data sets under version control need it. Not covered: what the files mean (`sources`).
 """
 
 from __future__ import annotations
@@ -91,6 +92,11 @@ def check_name(name: str, where: str) -> str:
     return bare
 
 
+def ignored(name: str, patterns: tuple[str, ...]) -> bool:
+    """Whether a part of a name matches one of the patterns (globs) that are passed over."""
+    return any(fnmatch.fnmatch(part, pattern) for part in name.split("/") for pattern in patterns)
+
+
 @dataclass(frozen=True)
 class LocalFolder:
     """A folder of this machine. `ignore`: glob patterns of file and folder names that are passed over."""
@@ -123,11 +129,9 @@ class LocalFolder:
         path = self.root / name
         try:
             stat = path.stat()
-            inside = os.path.realpath(path).startswith(_real_folder(self.root))
         except OSError:
             return None
-        # A link out of the folder leads to nothing.
-        return self._listed(name, stat) if inside and stat_module.S_ISREG(stat.st_mode) else None
+        return self._listed(name, stat) if stat_module.S_ISREG(stat.st_mode) else None
 
     def read_many(self, names: list[str], most: int) -> Iterator[bytes]:
         for name in names:
@@ -148,7 +152,7 @@ class LocalFolder:
         waiting = _entries(str(self.root))
         while waiting:
             entry = waiting.pop()
-            if any(fnmatch.fnmatch(entry.name, pattern) for pattern in self.ignore):
+            if ignored(entry.name, self.ignore):
                 continue
             name = entry.path[len(str(self.root)) + 1 :]
             if entry.is_dir(follow_symlinks=False):
@@ -174,11 +178,6 @@ def _entries(folder: str) -> list[os.DirEntry[str]]:
         return sorted(entries, key=lambda entry: entry.name, reverse=True)
 
 
-@lru_cache(maxsize=1)
-def _real_folder(root: Path) -> str:
-    return os.path.realpath(root).rstrip("/") + "/"
-
-
 @dataclass(frozen=True)
 class Bucket:
     """A prefix of an S3-compatible store; `config.uri` names it, the rest says how to get there."""
@@ -193,10 +192,9 @@ class Bucket:
 
     def list_files(self) -> Iterator[ListedFile]:
         for listed in self._store.list_objects():
-            parts = listed.key.split("/")
             if listed.key.endswith("/") and not listed.size:  # a folder, as browsers of buckets make them
                 continue
-            if not any(fnmatch.fnmatch(part, pattern) for part in parts for pattern in self.ignore):
+            if not ignored(listed.key, self.ignore):
                 name = check_name(listed.key, self.uri)
                 yield ListedFile(name=name, size=listed.size, stamp=f"{listed.size}-{listed.modified.isoformat()}")
 

@@ -19,6 +19,8 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import TypeVar
 
+from components.core.machine import usable_cores
+
 logger = logging.getLogger(__name__)
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -33,8 +35,8 @@ class Workers:
     """
 
     def __init__(self, count: int | None, memory_bytes: int) -> None:
-        """Say how many (none: one a core that this process may use), and what one may take beyond what it has now."""
-        self.count, self._memory = count or len(os.sched_getaffinity(0)), memory_bytes
+        """Say how many (none: see `usable_cores`), and what one may take beyond what it has now."""
+        self.count, self._memory = count or usable_cores(), memory_bytes
         self._pool = self._fork(self.count)
 
     def __enter__(self) -> Workers:
@@ -67,7 +69,7 @@ class Workers:
         ahead: deque[tuple[Item, Future[Result]]] = deque()
         while True:
             while len(ahead) <= self.count and (item := next(waiting, None)) is not None:
-                ahead.append((item, self._pool.submit(function, item)))
+                ahead.append((item, self._submit(function, item)))
             if not ahead:
                 return
             try:
@@ -84,6 +86,14 @@ class Workers:
             else:
                 ahead.popleft()
                 yield result
+
+    def _submit(self, function: Callable[[Item], Result], item: Item) -> Future[Result]:
+        try:
+            return self._pool.submit(function, item)
+        except BrokenProcessPool as error:  # a worker died since the last result: this item is as lost as those ahead
+            lost: Future[Result] = Future()
+            lost.set_exception(error)
+            return lost
 
     def _alone(self, function: Callable[[Item], Result], item: Item, after_crash: Callable[[Item], Item]) -> Result:
         while True:

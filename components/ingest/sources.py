@@ -13,7 +13,8 @@ from pathlib import Path
 
 from components.core.config import Config
 from components.core.errors import SourceError
-from components.ingest.archives import TarBatch
+from components.core.logs import progress
+from components.ingest.archives import cut_tar
 from components.ingest.batches import Batch, LabelledFile, check_text, group_of, pack_files
 from components.ingest.places import Bucket, ListedFile, LocalFolder, Place
 from components.ingest.tables import has_images, list_rows, row_groups
@@ -37,10 +38,12 @@ def check_source(source: str, config: Config) -> None:
     Raises:
         SourceError: See `list_batches`.
     """
-    for batch in list_batches(source, config):
-        batch.check(config.ingest)
-        if "://" in source:
-            return
+    with progress("checking the delivery, batches") as advance:
+        for batch in list_batches(source, config):
+            batch.check(config.ingest)
+            advance(1)
+            if "://" in source:
+                return
 
 
 def list_batches(source: str, config: Config) -> Iterator[Batch]:
@@ -69,14 +72,12 @@ def list_batches(source: str, config: Config) -> Iterator[Batch]:
 
 def _batches(source: str, config: Config) -> Iterator[Batch]:
     if source.lower().endswith(FILE_KINDS):
-        folder, _, name = source.rstrip("/").rpartition("/")
+        folder, _, name = source.rpartition("/")
         place = _place(folder or ("/" if source.startswith("/") else "."), config)
-        file = place.find(name)
-        if file is None:
-            raise SourceError(f"no file {source}", expected="a file that exists", next_command="check the path")
-        yield from _file_batches(place, file, config)
-        return
-    place = _place(source, config)
+        if file := place.find(name):
+            yield from _file_batches(place, file, config)
+            return
+    place = _place(source, config)  # also a folder that is called so, as some writers of Parquet make them
     files = place.list_files()
     first = next(files, None)
     if first is None:
@@ -104,7 +105,7 @@ def _place(uri: str, config: Config) -> Place:
 
 def _file_batches(place: Place, file: ListedFile, config: Config) -> Iterator[Batch]:
     if file.name.lower().endswith(".tar"):
-        yield TarBatch(place, file)
+        yield from cut_tar(place, file, config.ingest)
     elif file.name.lower().endswith(".parquet") and has_images(place, file, config.ingest):
         yield from row_groups(place, file, config.ingest)
     else:

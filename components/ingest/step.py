@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow as pa
 
 from components.core.config import Config, check_strategy, load_config
 from components.core.contracts import RunParameters, WindowDocument
-from components.core.errors import SourceError
+from components.core.errors import ConfigurationError, SourceError
 from components.core.logs import progress
 from components.core.runs import Run, perform
 from components.core.storage import ObjectStore, open_store
@@ -53,13 +56,14 @@ def ingest(store: ObjectStore, config: Config, source: str) -> WindowDocument:
 
     Raises:
         SourceError: See `list_batches`.
-        ConfigurationError: There is no window of that id.
+        ConfigurationError: There is no window of that id, or no room for the bytes of the delivery.
     """
     if names_window(source):
         return Window.open(store, config.dataset, source).document
     source = absolute_source(source)
     memory = WORKER_BYTES + BYTES_PER_PIXEL * config.ingest.max_pixels
     with (
+        _room_in(config.store.cache_folder),
         spool_folder(config.store.cache_folder, source, config.ingest) as folder,
         Workers(config.ingest.workers, memory) as workers,
     ):
@@ -68,6 +72,20 @@ def ingest(store: ObjectStore, config: Config, source: str) -> WindowDocument:
             return write_window(
                 store, config.dataset, source, rows, folder, workers, config.ingest.shard_bytes, advance
             )
+
+
+@contextmanager
+def _room_in(cache: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise ConfigurationError(
+            f"no room left in {cache}",
+            expected="room for the bytes of the delivery, and a shard for each worker",
+            next_command="name a folder on a larger disk as store.cache",
+        ) from error
 
 
 def _read(workers: Workers, source: str, config: Config, folder: Path) -> pa.Table:
@@ -85,21 +103,23 @@ def _read(workers: Workers, source: str, config: Config, folder: Path) -> pa.Tab
 
 
 def mark_duplicates(rows: pa.Table) -> pa.Table:
-    """Keep the first of equal images (a labelled one if there is one, then by name), and none under two labels.
+    """Keep the first of equal images (a labelled one if there is one, then by group), and none under two labels.
+
+    Names decide nothing: the same images under other names must be the same window.
 
     Args:
-        rows: With the columns `sha256`, `label`, `status`, `split` and `source`, in any order.
+        rows: With the columns `sha256`, `label`, `group`, `status`, `split` and `source`, in any order.
 
     Returns:
         The rows in order of name; the others have status `duplicate` or `conflicting` and are on no side of the split.
     """
     rows = rows.sort_by("source")
-    digests, labels = rows["sha256"].to_pylist(), rows["label"].to_pylist()
+    digests, labels, groups = (rows[name].to_pylist() for name in ("sha256", "label", "group"))
     status, split = rows["status"].to_pylist(), rows["split"].to_pylist()
     first: dict[str, int] = {}
     conflicting: set[str] = set()
     usable = [n for n, word in enumerate(status) if word == "ok"]
-    for n in sorted(usable, key=lambda n: labels[n] is None):  # stable: by name among the labelled, then the others
+    for n in sorted(usable, key=lambda n: (labels[n] is None, groups[n] or "")):
         known = first.setdefault(digests[n], n)
         if labels[n] is not None and labels[n] != labels[known]:
             conflicting.add(digests[n])

@@ -22,10 +22,12 @@ class BadTar(ValueError):
 
 @dataclass(frozen=True)
 class Member:
-    """A regular file in a tar: its name, its size in bytes, and the file to read it from, once, before the next one."""
+    """A regular file in a tar: its name, its size in bytes, where its headers begin, and the tar. To be read once,
+    before the next one."""
 
     name: str
     size: int
+    begin: int
     file: BinaryIO
 
     def read(self) -> bytes:
@@ -37,18 +39,20 @@ class Member:
         return _exactly(self.file, self.size)
 
 
-def read_members(file: BinaryIO) -> Iterator[Member]:
+def read_members(file: BinaryIO, end: int | None = None) -> Iterator[Member]:
     """Stream the regular files of a tar in order.
 
     Args:
-        file: Seekable, at its beginning.
+        file: Seekable, where the headers of a member begin.
+        end: Where the headers of another one begin, which is not read any more; None: up to the end mark.
 
     Raises:
         BadTar: Something that is no header, no regular file or folder, or no end mark.
     """
     pax: dict[str, str] = {}
     long_name: str | None = None
-    while True:
+    first = file.tell()
+    while end is None or first < end:
         header = _header(_exactly(file, tarfile.BLOCKSIZE))
         if header is None:
             return
@@ -70,10 +74,11 @@ def read_members(file: BinaryIO) -> Iterator[Member]:
         size = _size(pax["size"]) if "size" in pax else header.size
         pax, long_name = {}, None
         if header.type in (tarfile.REGTYPE, tarfile.AREGTYPE) and not name.endswith("/"):
-            yield Member(name, size, file)
+            yield Member(name, size, first, file)
         elif header.type != tarfile.DIRTYPE and not name.endswith("/"):
             raise BadTar(f"{name!r}, which is a link, a device or sparse")
-        file.seek(begin + size + -size % tarfile.BLOCKSIZE)
+        first = begin + size + -size % tarfile.BLOCKSIZE
+        file.seek(first)
 
 
 def _header(block: bytes) -> tarfile.TarInfo | None:

@@ -13,9 +13,10 @@ import os
 import shutil
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from components.ingest.processes import Workers
 
 logger = logging.getLogger(__name__)
 MOST_CRASHES = 20  # images of a batch that kill a worker; more, and it is the machine that is broken
+ROWS = 1024  # written at a time: a tar may hold a million
 ABANDONED_SECONDS = 7 * 24 * 3600  # a spool that nobody came back to
 # A row as a worker writes it: as in the manifest, and where its bytes are.
 SPOOLED = pa.schema(
@@ -49,20 +51,29 @@ def spool_folder(cache: Path, source: str, config: IngestConfig) -> Iterator[Pat
         config: How; another configuration gets another spool.
     """
     spools = cache / "spool"
-    folder = spools / digest_of(source, config, version("retrain-pipeline"))[:32]
+    how = config.model_dump_json(exclude={"workers", "shard_bytes"})  # which change nothing about what is read
+    folder = spools / digest_of(source, how, version("retrain-pipeline"))[:32]
     spools.mkdir(parents=True, exist_ok=True)
     with folder.with_suffix(".lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        for other in spools.iterdir():
-            if other.is_dir() and time.time() - other.stat().st_mtime > ABANDONED_SECONDS:
-                shutil.rmtree(other, ignore_errors=True)
         folder.mkdir(exist_ok=True)
+        os.utime(folder)
+        _remove_abandoned(spools)
         try:
             yield folder
         except IntegrityError:
             shutil.rmtree(folder)
             raise
         shutil.rmtree(folder)
+
+
+def _remove_abandoned(spools: Path) -> None:
+    for folder in spools.glob("*.lock"):
+        spool = folder.with_suffix("")
+        with folder.open("a") as lock, suppress(BlockingIOError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if spool.exists() and time.time() - spool.stat().st_mtime > ABANDONED_SECONDS:
+                shutil.rmtree(spool)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,18 +125,22 @@ def read_batch(work: Work) -> Path:
     done = work.file("rows")
     if done.exists():
         return done
-    records: list[dict[str, Any]] = []
+    with pa.OSFile(str(work.file("part")), "wb") as file, pa.ipc.new_file(file, SPOOLED) as writer:
+        rows = _look_at_images(work)
+        while records := list(islice(rows, ROWS)):
+            writer.write_table(pa.Table.from_pylist(records, schema=SPOOLED))
+    work.file("at").unlink()
+    return work.file("part").rename(done)
+
+
+def _look_at_images(work: Work) -> Iterator[dict[str, Any]]:
     with work.file("bytes").open("wb") as spool, work.file("at").open("wb") as position:
         for number, image in enumerate(work.batch.read(work.config)):
             os.pwrite(position.fileno(), number.to_bytes(8), 0)
             facts = "decoding crashed" if number in work.deadly else inspect_image(image.data, work.config.max_pixels)
-            records.append({**_row(image, facts, work.config), "spool": Path(spool.name).name, "at": spool.tell()})
+            yield {**_row(image, facts, work.config), "spool": Path(spool.name).name, "at": spool.tell()}
             if isinstance(facts, ImageFacts):
                 spool.write(image.data)
-    with pa.OSFile(str(work.file("part")), "wb") as file, pa.ipc.new_file(file, SPOOLED) as writer:
-        writer.write_table(pa.Table.from_pylist(records, schema=SPOOLED))
-    work.file("at").unlink()
-    return work.file("part").rename(done)
 
 
 def leave_out(work: Work) -> Work:

@@ -37,22 +37,22 @@ def release_window(
             next_command="retrain status lists them",
         )
     registry = Registry(store, model)
+    earlier = [record for record in registry.ledger() if (record.kind, record.window) == ("release", waiting[0])]
+    record = earlier[-1] if earlier else _append(registry, waiting[0], actor, reason)
+    store.delete(_key(dataset, f"{waiting[0]}.json"))
+    return record
+
+
+def _append(registry: Registry, window: str, actor: str, reason: str) -> LedgerRecord:
     while True:
         champion = registry.champion()
+        before = champion.version if champion else None
         try:
-            record = registry.append(
-                "release",
-                None,
-                expected_champion=champion.version if champion else None,
-                window=waiting[0],
-                run_id=None,
-                actor=actor,
-                reason=reason,
+            return registry.append(
+                "release", None, expected_champion=before, window=window, run_id=None, actor=actor, reason=reason
             )
         except LostRace:
             continue  # a release is about a window: whoever is champion by now
-        store.delete(_key(dataset, f"{waiting[0]}.json"))
-        return record
 
 
 def _key(dataset: str, name: str) -> str:

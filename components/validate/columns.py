@@ -34,7 +34,7 @@ class History:
 
 
 def derive_columns(manifest: pd.DataFrame, history: History) -> pd.DataFrame:
-    """Add what the rules look at. Columns of usable rows are null on all others.
+    """Add what the rules look at.
 
     Args:
         manifest: One row an image, as `windows.SCHEMA` has them.

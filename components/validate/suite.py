@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from components.core.config import ValidationConfig
@@ -180,7 +180,7 @@ def build_rules(config: ValidationConfig, columns: list[str], history: History) 
         rules.append(repeats)
     if history.classes is not None:
         rules += _class_rules(history.classes)
-    return rules
+    return [replace(rule, severity=config.severities.get(rule.name, rule.severity)) for rule in rules]
 
 
 def _class_rules(classes: tuple[str, ...]) -> list[Rule]:
@@ -249,7 +249,8 @@ def validate_manifest(
 
 
 def _checked(rule: Rule, result: Any, frame: pd.DataFrame) -> CheckedExpectation:
-    if (result.exception_info or {}).get("exception_message"):
+    info = result.exception_info or {}  # of the expectation, or one for each of its metrics
+    if any(isinstance(part, dict) and part.get("raised_exception") for part in (info, *info.values())):
         raise RuntimeError(f"great_expectations could not check {rule.name!r}: {result.exception_info}")
     found = rule.found(result.result, _at_fault(rule, frame, result.success))
     return CheckedExpectation(
