@@ -21,6 +21,25 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
 DRIFT_VIEWS = 5  # embeddings, early layers, softmax, properties, labels
 MAX_RUNGS = 3  # how many attempts the compiled graph has room for
 StrategyName = Literal["head-only", "fine-tune", "retrain"]
+ExpectationName = Literal[
+    "schema",
+    "labels",
+    "enough images",
+    "readable",
+    "no duplicate flood",
+    "one label an image",
+    "large enough",
+    "not oversized",
+    "allowed modes",
+    "both sides of the split",
+    "enough of each class",
+    "balanced",
+    "few near duplicates",
+    "no leakage",
+    "few repeats",
+    "known classes",
+    "no class missing",
+]
 
 
 class Section(BaseModel):
@@ -114,7 +133,7 @@ class ValidationConfig(Section):
     max_imbalance: Annotated[float, Field(ge=1.0)] = 100.0
     """Images of the largest class per image of the smallest, among usable ones; more is a warning. Natural imbalance
     of 100 is common (long-tailed benchmarks stop there); beyond it, the smallest class is hardly seen in an epoch."""
-    severities: dict[str, Literal["reject", "warn"]] = {}
+    severities: dict[ExpectationName, Literal["reject", "warn"]] = {}
     """Severity of an expectation by its name, such as `no leakage: reject`, where it is to be another than the usual:
     reject quarantines the window, warn is told in the report."""
     min_side_pixels: Annotated[int, Field(ge=1)] = 8

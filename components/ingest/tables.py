@@ -66,7 +66,7 @@ def row_groups(place: Place, file: ListedFile, config: IngestConfig) -> Iterator
     """
     with place.open(file.name) as opened:
         parquet = _parquet(opened, place, file)
-        wanted = [config.image_column, config.label_column, *([config.group_column] if config.group_column else [])]
+        wanted = [config.image_column, *([config.group_column] if config.group_column else [])]
         _check_columns(wanted, parquet.schema_arrow.names, f"{place.uri}/{file.name}")
         for number in range(parquet.num_row_groups):
             size = parquet.metadata.row_group(number).total_byte_size

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from components.core.config import ValidationConfig
+from components.core.config import ExpectationName, ValidationConfig
 from components.core.contracts import CheckedExpectation, ValidationReport
 from components.validate.columns import DERIVED, History, derive_columns
 
@@ -26,7 +26,7 @@ class Rule:
     fault: none where the rule holds, all where it is one on the whole table.
     """
 
-    name: str
+    name: ExpectationName
     severity: Literal["reject", "warn"]
     expectation: str
     arguments: dict[str, Any]

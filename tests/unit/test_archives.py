@@ -5,6 +5,7 @@ Each is read in a process of its own with a bound on memory and time: what must 
 
 from __future__ import annotations
 
+import io
 import multiprocessing
 import random
 import tarfile
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 
 from components.core.errors import SourceError
+from components.ingest import archives
 from components.ingest.batches import Delivered
 from components.ingest.processes import _prepare
 from components.ingest.sources import list_batches
@@ -358,3 +360,40 @@ def test_tars_damaged_at_random_end_with_images_or_an_error_of_the_source(tmp_pa
         (tmp_path / "x.tar").write_bytes(data)
         found = outcome(tmp_path / "x.tar")
         assert isinstance(found, (list, SourceError)), repr(found)
+
+
+@pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+@pytest.mark.parametrize("batch_bytes", [1, 600, 5000])
+def test_a_tar_that_is_cut_into_batches_gives_the_same_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: int, batch_bytes: int
+) -> None:
+    path, long = tmp_path / "x.tar", "folder/" + "n" * (90 if form == tarfile.USTAR_FORMAT else 120)
+    with tarfile.open(path, "w", format=form) as tar:
+        for n in range(12):
+            for suffix, data in ((".png", IMAGES[n % 4]), (".cls", b"cat" if n % 2 else b"dog")):
+                info = tarfile.TarInfo(f"{long}{n}{suffix}")
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+    whole = images(path)
+    monkeypatch.setattr(archives, "BATCH_BYTES", batch_bytes)
+    assert len(list(list_batches(str(path), configured(tmp_path)))) > 1
+    assert images(path) == whole
+    assert len(whole) == 12
+    assert {image.label for image in whole} == {"cat", "dog"}
+
+
+def test_a_tar_in_parts_has_fingerprints_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tar_of(tmp_path / "x.tar", SAMPLES)
+    monkeypatch.setattr(archives, "BATCH_BYTES", 1)
+    prints = [batch.fingerprint for batch in list_batches(str(path), configured(tmp_path))]
+    assert len(set(prints)) == len(prints) == 3
+
+
+def test_what_is_ignored_elsewhere_is_ignored_in_tars(tmp_path: Path) -> None:
+    path = tar_of(tmp_path / "x.tar", [*SAMPLES, ("._d.png", b"from a Mac"), ("__MACOSX/e.png", b"the same")])
+    assert len(images(path)) == 3
+
+
+def test_the_group_pattern_sees_the_name_of_the_tar(tmp_path: Path) -> None:
+    path = tar_of(tmp_path / "clip-001.tar", SAMPLES)
+    assert {image.group for image in images(path, group_pattern="(clip-[0-9]+)")} == {"clip-001"}

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import PIL
 import pytest
 import torch
 from hypothesis import given, settings
@@ -25,7 +26,7 @@ from torch import Tensor
 
 from components.core import datasets
 from components.core.config import Config, IngestConfig, StoreConfig
-from components.core.datasets import ImageSet, PixelCache, Pixels, decode_image, load_images
+from components.core.datasets import DECODER, ImageSet, PixelCache, Pixels, decode_image, load_images
 from components.core.errors import ConfigurationError, IntegrityError
 from components.core.models import ModelSpec
 from components.core.storage import DirectoryStore
@@ -446,7 +447,8 @@ def test_the_sides_together_are_read_from_the_files_of_each(windows: list[Window
 def test_entries_are_named_by_what_they_hold_and_nothing_else_is_left(windows: list[Window], cache: PixelCache) -> None:
     window = windows[0]
     load(cache, [window], None)
-    assert entries(cache) == [f"{window.document.id}-{side}-4x3.npy" for side in ("holdout", "train")]
+    how = f"4x3-{DECODER}-pillow-{PIL.__version__}"
+    assert entries(cache) == [f"{window.document.id}-{side}-{how}.npy" for side in ("holdout", "train")]
 
 
 def test_pixels_are_on_disk_and_not_in_memory(windows: list[Window], cache: PixelCache) -> None:
@@ -537,10 +539,21 @@ def test_nothing_goes_while_there_is_room(windows: list[Window], cache: PixelCac
     assert len(entries(cache)) == 3
 
 
-def test_what_does_not_fit_the_limit_is_decoded_all_the_same(windows: list[Window], cache: PixelCache) -> None:
-    images = load(limited(cache, 0), windows, None)
-    assert len(entries(cache)) == 1
-    assert torch.equal(everything(images.images), everything(load(cache, windows, None).images))
+def test_images_that_do_not_fit_the_limit_are_an_error_and_never_decoded_again_and_again(
+    windows: list[Window], cache: PixelCache
+) -> None:
+    small = limited(cache, bytes_of(windows[0], "train"))
+    small.pixels(windows[0], "train", SPEC)
+    with pytest.raises(ConfigurationError, match=r"store\.cache_bytes"):
+        small.pixels(windows[1], "train", SPEC)
+    assert len(entries(cache)) == 1  # what is open stays
+
+
+def test_what_an_earlier_step_opened_makes_room(windows: list[Window], cache: PixelCache) -> None:
+    limit = bytes_of(windows[0], "train") + 100
+    limited(cache, limit).pixels(windows[0], "train", SPEC)
+    limited(cache, limit).pixels(windows[1], "train", SPEC)
+    assert [name[:32] for name in entries(cache)] == [windows[1].document.id]
 
 
 def test_a_full_disk_says_what_to_do(windows: list[Window], cache: PixelCache, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -634,7 +647,7 @@ def test_what_killed_processes_left_does_not_stay_for_ever(windows: list[Window]
     abandoned.write_bytes(bytes(10_000))
     month_ago = time.time() - 30 * 24 * 3600
     os.utime(abandoned, (month_ago, month_ago))
-    limited(cache, 0).pixels(windows[0], "train", SPEC)
+    cache.pixels(windows[0], "train", SPEC)
     assert not abandoned.exists()
 
 

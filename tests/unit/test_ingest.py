@@ -221,7 +221,7 @@ def test_garbage_in_an_image_file_is_counted(tmp_path: Path, name: str) -> None:
     folder = class_folders(tmp_path / "delivery", {name: b"no image at all", "cat/good.png": picture(0)})
     window = taken(tmp_path, folder)
     assert manifest(window, "status") == {name: "unreadable", "cat/good.png": "ok"}
-    assert "not an image" in manifest(window, "reason")[name]
+    assert "no image" in manifest(window, "reason")[name]
 
 
 def test_a_file_that_is_no_image_stops_the_ingest_by_name(tmp_path: Path) -> None:
@@ -572,9 +572,11 @@ def test_twenty_thousand_classes(tmp_path: Path) -> None:
 # Duplicates
 
 
-def rows_of(*rows: tuple[str, str, str | None, str]) -> pa.Table:
-    names = ("source", "sha256", "label", "status")
-    columns = {name: pa.array([row[n] for row in rows], pa.string()) for n, name in enumerate(names)}
+def rows_of(*rows: tuple[str, ...] | tuple[str, str, str | None, str]) -> pa.Table:
+    """Rows of name, digest, label, status and, where they have one, group."""
+    names = ("source", "sha256", "label", "status", "group")
+    padded = [(*row, None)[:5] for row in rows]
+    columns = {name: pa.array([row[n] for row in padded], pa.string()) for n, name in enumerate(names)}
     return pa.table({**columns, "split": ["train" if row[3] == "ok" else "none" for row in rows]})
 
 
@@ -586,6 +588,12 @@ def statuses(rows: pa.Table) -> dict[str, str]:
 def test_the_first_of_equal_images_by_name_is_kept() -> None:
     rows = rows_of(*((name, sha, "cat", "ok") for name, sha in (("c", "1"), ("a", "1"), ("b", "1"), ("d", "2"))))
     assert statuses(rows) == {"a": "ok", "b": "duplicate", "c": "duplicate", "d": "ok"}
+
+
+def test_of_equal_images_the_group_decides_and_never_the_name() -> None:
+    one = statuses(rows_of(("a", "1", "cat", "ok", "clip2"), ("b", "1", "cat", "ok", "clip1")))
+    other = statuses(rows_of(("b", "1", "cat", "ok", "clip2"), ("a", "1", "cat", "ok", "clip1")))
+    assert (one, other) == ({"a": "duplicate", "b": "ok"}, {"a": "ok", "b": "duplicate"})
 
 
 def test_the_labelled_one_of_equal_images_is_kept() -> None:

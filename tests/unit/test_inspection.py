@@ -135,9 +135,7 @@ def test_a_bomb_is_unreadable_and_not_decoded(limit: int) -> None:
 
 
 def test_a_format_that_is_not_on_the_list_is_unreadable() -> None:
-    assert inspect_image(encode(noise("L"), "PPM"), MAX_PIXELS) == (
-        "not an image that can be read (JPEG, PNG, GIF, BMP, WEBP, TIFF)"
-    )
+    assert inspect_image(encode(noise("L"), "PPM"), MAX_PIXELS) == ("damaged at its beginning, or no image")
 
 
 @pytest.mark.filterwarnings("ignore")  # Pillow on damaged files; ingest silences it in its workers

@@ -2,10 +2,11 @@
 read."""
 
 import json
+import pickle
 import shutil
 import tarfile
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from random import Random
 
@@ -17,7 +18,7 @@ from components.core.contracts import WindowDocument
 from components.core.errors import ConfigurationError, IntegrityError
 from components.core.storage import DirectoryStore, sha256_hex
 from components.core.windows import SCHEMA, Window, window_id
-from components.ingest.packing import PACKING, ShardTask, cut_shards, write_shard, write_window
+from components.ingest.packing import PACKING, Shard, ShardTask, cut_shards, write_shard, write_window
 from components.ingest.processes import Workers
 from tests.unit.conftest import Row, content, image_row, number_of, pack, spool
 
@@ -340,3 +341,19 @@ def test_a_shard_is_what_tarfile_writes(folder: Path) -> None:
     assert [ours_bytes[at : at + 500 + n] for at, n in zip(shard.offsets, (1, 12, 13), strict=True)] == [
         content(n) for n in (1, 12, 13)
     ]
+
+
+def test_a_shard_takes_only_its_own_rows_to_the_worker(store: DirectoryStore, folder: Path) -> None:
+    rows = [image_row(n) for n in range(200)]
+    sizes = []
+
+    class Here:
+        def map(self, function: Callable[[ShardTask], Shard], tasks: Iterable[ShardTask]) -> Iterator[Shard]:
+            for task in tasks:
+                sizes.append(len(pickle.dumps(task)))
+                yield function(task)
+
+    table = spool(folder, rows)
+    write_window(store, "images", "delivery", table, folder, Here(), 3000)  # type: ignore[arg-type]
+    assert len(sizes) > 20
+    assert max(sizes) < len(pickle.dumps(table)) / 4

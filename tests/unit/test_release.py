@@ -257,10 +257,11 @@ def test_next_run_of_a_released_window_trains_and_tells_who_released_it(
     assert decided(config_path, "three", other.document.id).action == "quarantine", "only that window was released"
 
 
-def test_the_latest_of_two_releases_is_told(config_path: Path, store: DirectoryStore, workers: Workers) -> None:
+def test_a_window_is_released_once(config_path: Path, store: DirectoryStore, workers: Workers) -> None:
     rows = [image_row(n, "cat" if n % 2 else "dog", split="holdout" if n < 4 else "train") for n in range(12)]
     window = pack(store, rows, workers, dataset="d").document.id
     for actor, reason in (("ada", "a new camera"), ("bob", "looked at it")):
         lock_up(store, window)
         release_window(store, "m", "d", window, actor=actor, reason=reason)
-    assert decided(config_path, "one", window).reasons[-1] == "Released from quarantine by bob: looked at it"
+    assert decided(config_path, "one", window).reasons[-1] == "Released from quarantine by ada: a new camera"
+    assert len([record for record in Registry(store, "m").ledger() if record.kind == "release"]) == 1

@@ -109,8 +109,8 @@ def test_every_kind_of_source_is_told_by_its_files(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["csv", "parquet", "tar"])
 def test_a_file_that_is_not_there_is_refused(tmp_path: Path, kind: str) -> None:
-    assert "no file" in refused(tmp_path / f"x.{kind}").found
-    assert "no file" in refused(tmp_path / "no" / "folder" / f"x.{kind}").found
+    assert "not there" in refused(tmp_path / f"x.{kind}").found
+    assert "not there" in refused(tmp_path / "no" / "folder" / f"x.{kind}").found
 
 
 def test_tars_and_something_else_in_one_folder_are_refused(tmp_path: Path) -> None:

@@ -132,13 +132,6 @@ def test_paths_that_lead_nowhere_or_out_of_the_folder_are_refused(tmp_path: Path
         refused(parquet(folder, {"path": ["0.png", path], "label": ["cat", "cat"]}))
 
 
-def test_a_link_out_of_the_folder_leads_to_nothing(tmp_path: Path) -> None:
-    (tmp_path / "x.png").write_bytes(picture(9))
-    path = csv(tmp_path / "delivery", "path,label\nlink.png,cat\n")
-    (path.parent / "link.png").symlink_to("../x.png")
-    assert "not there" in refused(path).found
-
-
 def test_a_path_that_is_missing_is_told_as_such(tmp_path: Path) -> None:
     assert "None" not in refused(csv(tmp_path, "path,label\n,cat\n")).found
     assert "None" not in refused(parquet(tmp_path, {"path": pa.array([None], pa.string()), "label": ["a"]})).found

@@ -2,12 +2,15 @@
 
 import hashlib
 import warnings
+from typing import get_args
 
 import pytest
+from pydantic import ValidationError
 
-from components.core.config import ValidationConfig
+from components.core.config import ExpectationName, ValidationConfig
 from components.core.contracts import CheckedExpectation, ValidationReport
-from components.validate.columns import History
+from components.validate import suite
+from components.validate.columns import DERIVED, History
 from components.validate.suite import build_rules, validate_manifest
 
 pd = pytest.importorskip("pandas")
@@ -249,3 +252,23 @@ def test_names_cannot_break_the_table() -> None:
     hostile = CheckedExpectation(name="n", severity="warn", passed=False, sentence="found 'a|b' <img src=x>.")
     table = ValidationReport(expectations=(hostile,)).markdown
     assert table.splitlines()[2] == "| warn | found 'a&#124;b' &lt;img src=x&gt;. |"
+
+
+def test_the_severity_of_every_expectation_can_be_set() -> None:
+    champion = History(classes=("cat", "dog"), rows=manifest().iloc[:0])
+    names = get_args(ExpectationName)
+    assert {rule.name for rule in build_rules(CONFIG, COLUMNS, champion)} == set(names)
+    for severity in ("reject", "warn"):
+        config = ValidationConfig.model_validate({"severities": dict.fromkeys(names, severity)})
+        assert {rule.severity for rule in build_rules(config, COLUMNS, champion)} == {severity}
+    with pytest.raises(ValidationError, match="no leakage"):
+        ValidationConfig.model_validate({"severities": {"no leaks": "warn"}})
+
+
+def test_what_great_expectations_cannot_compute_is_an_error_and_no_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
+    def without_status(frame: "pd.DataFrame", history: History) -> "pd.DataFrame":
+        return frame.assign(**dict.fromkeys(DERIVED)).drop(columns="status")
+
+    monkeypatch.setattr(suite, "derive_columns", without_status)
+    with pytest.raises(RuntimeError, match="could not check"):
+        check(manifest())

@@ -22,10 +22,10 @@ from components.core.windows import (
     FACTS,
     READING,
     SCHEMA,
+    Known,
     Split,
     Window,
     from_parquet,
-    new_rows,
     split_of,
     to_parquet,
     window_id,
@@ -338,45 +338,45 @@ def grouped(number: int, group: str | None, split: str) -> Row:
 
 @pytest.mark.parametrize("split", [None, "train", "holdout"])
 def test_without_an_earlier_window_every_usable_row_is_new(window: Window, split: Split | None) -> None:
-    assert new_rows(window, split, []).equals(window.rows(split))
+    assert Known([]).new_rows(window, split).equals(window.rows(split))
 
 
 def test_the_same_bytes_under_another_group_stay_in_the_earlier_window(store: DirectoryStore, workers: Workers) -> None:
     rows = [grouped(1, None, "holdout"), grouped(2, "old", "holdout"), grouped(3, None, "train")]
     earlier = pack(store, rows, workers)
     window = pack(store, [grouped(n, "clip", "train") for n in (1, 2, 3, 4)], workers)
-    assert numbers(new_rows(window, "train", [earlier])) == {4}
-    assert numbers(new_rows(window, None, [earlier])) == {4}
+    assert numbers(Known([earlier]).new_rows(window, "train")) == {4}
+    assert numbers(Known([earlier]).new_rows(window, None)) == {4}
 
 
 def test_a_group_that_would_change_sides_is_left_out(store: DirectoryStore, workers: Workers) -> None:
     before = [grouped(1, "stays", "train"), grouped(2, "moves", "holdout"), grouped(3, None, "holdout")]
     now = [grouped(4, "stays", "train"), grouped(5, "moves", "train"), grouped(6, "new", "train")]
     earlier, window = pack(store, before, workers), pack(store, [*now, grouped(7, None, "train")], workers)
-    assert numbers(new_rows(window, "train", [earlier])) == {4, 6, 7}
-    assert numbers(new_rows(window, None, [earlier])) == {4, 6, 7}
+    assert numbers(Known([earlier]).new_rows(window, "train")) == {4, 6, 7}
+    assert numbers(Known([earlier]).new_rows(window, None)) == {4, 6, 7}
 
 
 def test_a_group_stays_where_it_stood_first(store: DirectoryStore, workers: Workers) -> None:
     first = pack(store, [grouped(1, "clip", "holdout")], workers)
     second = pack(store, [grouped(2, "clip", "train")], workers)
     third = pack(store, [grouped(3, "clip", "train"), grouped(4, "clip", "holdout")], workers)
-    assert numbers(new_rows(third, None, [first, second])) == {4}
-    assert len(new_rows(second, None, [first])) == 0
+    assert numbers(Known([first, second]).new_rows(third, None)) == {4}
+    assert len(Known([first]).new_rows(second, None)) == 0
 
 
 def test_rows_that_an_earlier_window_set_aside_are_new(store: DirectoryStore, workers: Workers) -> None:
     earlier = pack(store, [image_row(1, status="conflicting", split="none"), image_row(2)], workers)
     window = pack(store, [image_row(1), image_row(2), image_row(3)], workers)
-    assert numbers(new_rows(window, "train", [earlier])) == {1, 3}
+    assert numbers(Known([earlier]).new_rows(window, "train")) == {1, 3}
 
 
 def test_columns_that_were_asked_for_are_all_that_comes_of_new_rows(store: DirectoryStore, workers: Workers) -> None:
     earlier = pack(store, [grouped(1, "a", "train")], workers)
     window = pack(store, [grouped(1, "a", "train"), grouped(2, "a", "train"), grouped(3, "a", "holdout")], workers)
-    found = new_rows(window, None, [earlier], ("source", "mean"))
+    found = Known([earlier]).new_rows(window, None, ("source", "mean"))
     assert found.to_pydict() == {"source": ["cat/002.png"], "mean": [0.25]}
-    nothing = new_rows(window, "holdout", [earlier], ("source", "mean"))
+    nothing = Known([earlier]).new_rows(window, "holdout", ("source", "mean"))
     assert (nothing.column_names, len(nothing)) == (["source", "mean"], 0)
 
 
@@ -426,7 +426,7 @@ def test_new_rows_are_those_that_a_plain_search_finds(
 ) -> None:
     with tempfile.TemporaryDirectory() as folder:
         packed = [pack(DirectoryStore(Path(folder) / "store"), rows, workers) for rows in windows]
-        found = new_rows(packed[-1], split, packed[:-1])
+        found = Known(packed[:-1]).new_rows(packed[-1], split)
     assert found["source"].to_pylist() == slow_new_rows(windows[-1], split, windows[:-1])
     assert tuple(found.column_names) == READING
     assert found.schema.equals(packed[-1].rows().schema)
@@ -436,7 +436,7 @@ def test_an_empty_group_is_none(store: DirectoryStore, workers: Workers) -> None
     # `split_of` goes by the content where the group is empty: such images have nothing to do with each other.
     earlier = pack(store, [grouped(1, "", "holdout")], workers)
     window = pack(store, [grouped(2, "", "train"), grouped(3, "", "holdout")], workers)
-    assert numbers(new_rows(window, None, [earlier])) == {2, 3}
+    assert numbers(Known([earlier]).new_rows(window, None)) == {2, 3}
 
 
 def test_the_manifest_has_a_column_for_every_fact() -> None:

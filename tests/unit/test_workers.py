@@ -168,9 +168,24 @@ def test_spools_that_nobody_came_back_to_are_removed(tmp_path: Path) -> None:
     for name, days in (("old", 8), ("young", 6)):
         (tmp_path / "spool" / name).mkdir(parents=True)
         (tmp_path / "spool" / name / "x.bytes").write_bytes(b"x")
+        (tmp_path / "spool" / f"{name}.lock").touch()
         os.utime(tmp_path / "spool" / name, (time.time() - days * 86400,) * 2)
     with spool_folder(tmp_path, "/a", IngestConfig()):
         assert [(tmp_path / "spool" / name).exists() for name in ("old", "young")] == [False, True]
+
+
+def test_a_spool_that_is_in_use_stays_however_old_it_is(tmp_path: Path) -> None:
+    with spool_folder(tmp_path, "/a", IngestConfig()) as folder:
+        os.utime(folder, (time.time() - 30 * 86400,) * 2)
+        with spool_folder(tmp_path, "/b", IngestConfig()):
+            assert folder.exists()
+
+
+def test_another_number_of_workers_goes_on_with_the_same_spool(tmp_path: Path) -> None:
+    with spool_folder(tmp_path, "/a", IngestConfig(workers=1)) as one:
+        pass
+    with spool_folder(tmp_path, "/a", IngestConfig(workers=2, shard_bytes=5)) as other:
+        assert one == other
 
 
 def half_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
