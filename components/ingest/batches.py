@@ -21,6 +21,7 @@ BATCH_FILES, BATCH_BYTES = 256, 32 * 2**20  # small enough to lose, large enough
 SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff")
 # First bytes of the formats that are read. An empty file counts as a broken image.
 SIGNATURES = re.compile(rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|GIF8[79]a|BM|RIFF....WEBP|II\*\x00|MM\x00\*|\Z", re.DOTALL)
+TEXT = re.compile(rb"[\t\n\r\x20-\x7e]{8,}")  # shorter ones may be what is left of an image
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,14 +110,15 @@ def digest_of(*parts: object) -> str:
 
 
 def check_image(place: Place, name: str, data: bytes) -> None:
-    """Tell a file that is no image, by name nor by content, from an image that may be broken.
+    """Tell a file that is no image from one that may be broken: text is none, whatever it is called.
 
     Raises:
         SourceError: It is no image.
     """
-    if not name.lower().endswith(SUFFIXES) and not SIGNATURES.match(data[:16]):
+    head = data[:16]
+    if not SIGNATURES.match(head) and (TEXT.fullmatch(head) or not name.lower().endswith(SUFFIXES)):
         raise SourceError(
-            f"{place.uri}/{name} is no image: it starts with {data[:16]!r}",
+            f"{place.uri}/{name} is no image: it starts with {head!r}",
             expected="JPEG, PNG, GIF, BMP, WebP or TIFF",
             next_command=f"remove it, or add {name.rpartition('/')[2]!r} to ingest.ignore",
         )

@@ -103,7 +103,9 @@ def test_a_table_that_changes_is_read_anew(backend: Backend, tmp_path: Path) -> 
 
 
 def test_what_is_no_image_is_refused_and_garbage_is_counted(backend: Backend, tmp_path: Path) -> None:
-    folder = class_folders(tmp_path / "delivery", {"cat/1.png": picture(1), "cat/2.png": b"garbage", "cat/3.png": b""})
+    folder = class_folders(
+        tmp_path / "delivery", {"cat/1.png": picture(1), "cat/2.png": b"\0garbage", "cat/3.png": b""}
+    )
     assert ingested(backend, tmp_path, upload(backend, folder)).status_counts == {"ok": 1, "unreadable": 2}
     class_folders(folder, {"cat/readme": b"hello"})
     with pytest.raises(SourceError, match="readme is no image"):

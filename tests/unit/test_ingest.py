@@ -218,10 +218,16 @@ def test_pixel_limit_comes_from_the_configuration(delivery: Path, tmp_path: Path
 
 @pytest.mark.parametrize("name", ["cat/1.png", "cat/1.JPEG", "cat/1.tiff"])
 def test_garbage_in_an_image_file_is_counted(tmp_path: Path, name: str) -> None:
-    folder = class_folders(tmp_path / "delivery", {name: b"no image at all", "cat/good.png": picture(0)})
+    folder = class_folders(tmp_path / "delivery", {name: b"\0garbage", "cat/good.png": picture(0)})
     window = taken(tmp_path, folder)
     assert manifest(window, "status") == {name: "unreadable", "cat/good.png": "ok"}
     assert "no image" in manifest(window, "reason")[name]
+
+
+@pytest.mark.parametrize("text", [b"these are not pixels", b"<html>\n<p>404"])
+def test_text_is_no_image_whatever_it_is_called(tmp_path: Path, text: bytes) -> None:
+    folder = class_folders(tmp_path / "delivery", {"cat/1.png": text, "cat/good.png": picture(0)})
+    assert "1.png is no image" in refused(tmp_path, folder).found
 
 
 def test_a_file_that_is_no_image_stops_the_ingest_by_name(tmp_path: Path) -> None:

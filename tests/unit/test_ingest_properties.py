@@ -52,7 +52,7 @@ def deliveries(draw: st.DrawFn) -> list[tuple[str, bytes, bool]]:
     """Label, bytes, and whether they are an image, of each file: some of them twice, some under two labels."""
     labels = draw(st.lists(LABELS, min_size=1, max_size=4, unique=True))
     pool = [(data, True) for data in draw(st.lists(images(), min_size=1, max_size=6))]
-    pool += [(b"garbage" + data, False) for data in draw(st.lists(st.binary(max_size=20), max_size=2))]
+    pool += [(b"\0garbage" + data, False) for data in draw(st.lists(st.binary(max_size=20), max_size=2))]
     if draw(st.booleans()):
         pool.append((b"", False))
     chosen = st.tuples(st.sampled_from(labels), st.sampled_from(pool))
