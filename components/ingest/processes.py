@@ -6,7 +6,6 @@ Not covered: what the work is (`workers`, `packing`).
 from __future__ import annotations
 
 import ctypes
-import logging
 import multiprocessing
 import os
 import resource
@@ -21,7 +20,6 @@ from typing import TypeVar
 
 from components.core.machine import usable_cores
 
-logger = logging.getLogger(__name__)
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 PR_SET_PDEATHSIG = 1

@@ -105,9 +105,7 @@ def read_batches(workers: Workers, batches: Iterable[Batch], folder: Path, confi
         try:
             with pa.OSFile(str(path)) as file:
                 yield pa.ipc.open_file(file).read_all()
-        except (
-            pa.ArrowInvalid
-        ) as error:  # a machine that lost its power keeps names of files, and not all that is in them
+        except pa.ArrowInvalid as error:  # a machine that lost its power keeps a file's name, not all that is in it
             raise damaged_spool(folder) from error
 
 
@@ -149,7 +147,8 @@ def leave_out(work: Work) -> Work:
     Raises:
         SourceError: That was tried too often.
     """
-    number = int.from_bytes(work.file("at").read_bytes())
+    position = work.file("at")
+    number = int.from_bytes(position.read_bytes()) if position.exists() else 0  # it died before the first image
     logger.warning("reading images: a worker died at image %d of a batch", number)
     if number in work.deadly or len(work.deadly) == MOST_CRASHES:
         raise SourceError(
