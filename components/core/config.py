@@ -18,7 +18,6 @@ from components.core.errors import ConfigurationError
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
-DRIFT_VIEWS = 5  # embeddings, early layers, softmax, properties, labels
 MAX_RUNGS = 3  # how many attempts the compiled graph has room for
 StrategyName = Literal["head-only", "fine-tune", "retrain"]
 ExpectationName = Literal[
@@ -160,14 +159,22 @@ class ValidationConfig(Section):
 class DriftConfig(Section):
     """Two-sample tests of the window against the champion's reference sample, and triage of broken data."""
 
-    alpha: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.01
-    """False-alarm rate of the drift test over all views together."""
-    permutations: Annotated[int, Field(ge=99)] = 499
-    """Permutations of each test; must be at least 5 / alpha - 1, or no change could ever be called drift."""
-    max_rows: Annotated[int, Field(ge=50)] = 2000
-    """Rows of reference and of window that enter the kernel test (time and memory grow with their square)."""
+    windows_per_year: Annotated[float, Field(gt=0.0, le=100_000.0)] = 52.0
+    """How often windows arrive. 365 for one a day."""
+    alarms_per_year: Annotated[float, Field(ge=0.001)] = 1.0
+    """False alarms of the drift test that are acceptable in a year in which nothing changes. Each window is tested at
+    the level that keeps this budget: 52 looks at the usual 5 % cry wolf in nine of ten such years."""
+    alarm_windows: Annotated[int, Field(ge=1, le=100)] = 1
+    """Windows that must look changed, of the last `alarm_memory`, before there is an alarm. More need a lasting change,
+    and let each window be tested less strictly within the same budget."""
+    alarm_memory: Annotated[int, Field(ge=1, le=100)] = 1
+    """Windows that are looked back on for an alarm, the latest included."""
+    rehearsal_images: Annotated[int, Field(ge=0)] = 1000
+    """Held-out images that each new version is shown changed in 70 known ways (darker, blurred, turned, ...), so that
+    the cost of a change can be estimated without labels, and named. 0: no rehearsal, no estimate. It takes as long as a
+    training epoch over 25 times as many images: lower it where there is no GPU."""
     seed: int = 0
-    """Seed of row sampling and of the permutations: the same window gives the same report."""
+    """Seed of the relabellings: the same window gives the same report."""
     fault_share: Annotated[float, Field(gt=0.0, le=1.0)] = 0.1
     """Share of the images, beyond that of the reference, that must show the sign of a broken camera or pipeline before
     the window is quarantined. Honest changes reached 0.05 of a sign, faults in every second image 0.12 and more."""
@@ -182,11 +189,9 @@ class DriftConfig(Section):
     Clothes turned on their side reach 0.28, shuffled labels 0.44."""
 
     @model_validator(mode="after")
-    def _enough_permutations(self) -> DriftConfig:
-        """Five views tie at the smallest p-value, so that the combined one may be no smaller than five of them."""
-        if self.alpha < DRIFT_VIEWS / (self.permutations + 1):
-            least = round(DRIFT_VIEWS / self.alpha) - 1
-            raise ValueError(f"alpha {self.alpha:g} can only be reached with permutations of at least {least}")
+    def _memory_for_all(self) -> DriftConfig:
+        if self.alarm_memory < self.alarm_windows:
+            raise ValueError(f"alarm_memory {self.alarm_memory} cannot hold alarm_windows {self.alarm_windows}")
         return self
 
 
@@ -229,7 +234,7 @@ class TrainingConfig(Section):
 
     architecture: str = "resnet18"
     """`small-cnn` (80,000 weights, for images up to 64 pixels) or a torchvision classifier with a linear head."""
-    image_size: Annotated[int, Field(ge=4)] = 224
+    image_size: Annotated[int, Field(ge=8)] = 224
     """Side to which images are resized, in pixels."""
     channels: Literal[1, 3] = 3
     """1 for grey, 3 for RGB."""

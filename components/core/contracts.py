@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict
 
 from components.core.config import LoopConfig, StrategyName
 
+EffectUnit = Literal["kernel distance", "standard deviations", "share of images", "share among the furthest 5 %"]
 Action = Literal["train", "skip", "quarantine"]
 VerdictWord = Literal["promote", "escalate", "reject", "hold"]
 
@@ -127,11 +128,24 @@ class ValidationReport(StepDocument):
 
 
 class DriftView(Document):
-    """One two-sample test: `p_value` in (0, 1], smaller is more evidence of change; `effect` grows with the change."""
+    """One two-sample test: `p_value` in (0, 1], smaller is more evidence; `effect` grows with the change, from 0;
+    `smallest_effect` is from where on it would have counted as drift in a window of this size, if the view `decides`:
+    the others only show what moved."""
 
     name: str
     p_value: float
     effect: float
+    unit: EffectUnit = "kernel distance"
+    smallest_effect: float | None = None
+    decides: bool = True
+
+    def amount(self, effect: float) -> str:
+        """An effect of this view with its unit."""
+        if self.unit == "share of images":
+            return f"{effect:.0%} of the images"
+        if self.unit == "share among the furthest 5 %":
+            return f"{effect:.1%} more of the images among the furthest 5 %"
+        return f"{effect:.2f} {self.unit}" if self.unit == "standard deviations" else f"a {self.unit} of {effect:.2f}"
 
 
 class Fault(Document):
@@ -144,24 +158,54 @@ class Fault(Document):
     examples: tuple[str, ...] = ()
 
 
+class MovedClass(Document):
+    """A class of the champion's answers that moved: `novel` is the share of its images that are further out than 95 %
+    of the reference, less that of the reference's own images of this class; in (0, 1], surely above chance."""
+
+    name: str
+    images: int
+    novel: float
+
+
 class DriftReport(StepDocument):
     """How the window differs from what the champion knows.
 
-    `p_value`: combined over all views, false-alarm rate of `drifted` is the configured alpha. `accuracy_drop`: the
-    champion's accuracy on its reference sample minus that on the window's rows of known classes, in [-1, 1], positive
-    is worse, with its 95 % interval. Fields are None where there is no champion, or no row to measure on.
+    Fields are None, or empty, where there is no champion, or no row to measure on.
+
+    Attributes:
+        p_value: Combined over all views; `drifted` where it is at most `level`.
+        level: False-alarm rate of this window's test, from the budget of alarms a year.
+        alarm: Whether enough of the last windows drifted, this one included: `recent_changes` did, and it takes
+            `alarm_windows`.
+        undecided: Why drift could not have been found, where it could not.
+        accuracy_drop: The champion's accuracy on its reference sample minus that on the window's rows of known classes,
+            in [-1, 1], positive is worse, with its 95 % interval.
+        estimated_drop: The same as it is estimated without labels, over all rows, with its 90 % interval.
+        change: The kind of change that the images look most like; None where they changed too little to tell.
+        moved_classes: Of the champion's answers, those that moved most first.
+        moved_images: SHA-256 of the images furthest from the reference, the furthest first.
     """
 
     champion: str | None
     rows: int
     views: tuple[DriftView, ...] = ()
     p_value: float | None = None
+    level: float | None = None
     drifted: bool = False
+    alarm: bool = False
+    recent_changes: int = 0
+    alarm_windows: int = 1
+    undecided: str | None = None
     new_classes: dict[str, int] = {}
     reference_accuracy: float | None = None
     window_accuracy: float | None = None
     accuracy_drop: float | None = None
     accuracy_drop_interval: Interval | None = None
+    estimated_drop: float | None = None
+    estimated_drop_interval: Interval | None = None
+    change: str | None = None
+    moved_classes: tuple[MovedClass, ...] = ()
+    moved_images: tuple[str, ...] = ()
     faults: tuple[Fault, ...] = ()
 
     @property
@@ -169,7 +213,10 @@ class DriftReport(StepDocument):
         """The numbers that were measured, by name."""
         measured = {
             "p_value": self.p_value,
+            "level": self.level,
+            "alarm": None if self.p_value is None else float(self.alarm),
             "accuracy_drop": self.accuracy_drop,
+            "estimated_drop": self.estimated_drop,
             "window_accuracy": self.window_accuracy,
             **{f"effect_{view.name.replace(' ', '_')}": view.effect for view in self.views},
         }
@@ -183,6 +230,8 @@ class DriftReport(StepDocument):
             return "no-champion"
         if self.new_classes:
             return "new-classes"
+        if self.undecided:
+            return "undecided"
         return "drifted" if self.drifted else "stable"
 
     @property
@@ -192,13 +241,42 @@ class DriftReport(StepDocument):
             return " ".join([*parts, "There is no champion to compare with."])
         if self.new_classes:
             parts.append("New classes: " + ", ".join(f"{c} ({n} images)" for c, n in self.new_classes.items()) + ".")
-        if self.p_value is not None:
-            seen = "differ from" if self.drifted else "look like"
-            parts.append(f"The images {seen} the reference (p = {self.p_value:.3f}).")
+        if self.undecided:
+            parts.append(f"Whether the images changed cannot be told: {self.undecided}.")
+        elif self.p_value is not None:
+            parts.append(self._difference)
+        if self.estimated_drop is not None and self.estimated_drop_interval is not None and self.accuracy_drop is None:
+            bounds = self.estimated_drop_interval
+            parts.append(
+                f"Estimated without labels: the champion loses {100 * self.estimated_drop:.1f} points of accuracy "
+                f"({100 * bounds.lower:.1f} to {100 * bounds.upper:.1f})."
+            )
         if self.accuracy_drop is not None:
             scores = f"{self.window_accuracy:.1%} here and {self.reference_accuracy:.1%} on its reference"
             parts.append(f"The champion scores {scores}.")
         return " ".join(parts)
+
+    @property
+    def _difference(self) -> str:
+        """Whether the images differ, in what, and what a smaller change would have had to be."""
+        deciding = [view for view in self.views if view.decides]
+        found = f"(p = {self.p_value:.2g}" + ("" if self.level is None else f", level {self.level:.2g}") + ")"
+        if self.drifted:
+            most = min(deciding, key=lambda view: view.p_value, default=None)
+            where = f", most clearly in {most.name}: by {most.amount(most.effect)}" if most else ""
+            kind = f" It looks like a change of kind '{self.change}'." if self.change else ""
+            return f"The images differ from the reference {found}{where}.{kind}{self._agreement}"
+        least = [f"{v.amount(v.smallest_effect)} ({v.name})" for v in deciding if v.smallest_effect is not None]
+        noticed = f" It would have taken {', or '.join(least)}." if least else ""
+        return f"The images look like the reference {found}.{noticed}"
+
+    @property
+    def _agreement(self) -> str:
+        """Whether enough windows drifted, where one is not enough."""
+        if self.alarm_windows == 1:
+            return ""
+        word = "Alarm" if self.alarm else "No alarm"
+        return f" {word}: {self.recent_changes} of the last windows drifted, {self.alarm_windows} are needed."
 
 
 class Rung(Document):
@@ -502,7 +580,8 @@ class RunReport(StepDocument):
     """A run told in one row: what the table, the metrics and `--json` show. None where a step did not run.
 
     `accuracy` is what evaluation measured in the last attempt; `reference_accuracy` and `window_accuracy` are the
-    champion's on its reference sample and on the whole window, as drift detection measured them.
+    champion's on its reference sample and on the whole window, as drift detection measured them, and `estimated_drop`
+    the accuracy lost as it is estimated without labels.
     """
 
     run_id: str
@@ -523,6 +602,9 @@ class RunReport(StepDocument):
     accuracy: Accuracies = Accuracies()
     reference_accuracy: float | None = None
     window_accuracy: float | None = None
+    drift_p_value: float | None = None
+    drift_alarm: bool | None = None
+    estimated_drop: float | None = None
     attempts: int = 0
     step_seconds: dict[str, float] = {}
 

@@ -161,15 +161,19 @@ def load_images(
             parts.append(pixels)
             before += len(pixels)
         index.append(place)
-    number_of = {name: i for i, name in enumerate(classes)}
     table = pa.concat_tables(tables) if tables else pa.table({name: pa.array([], pa.string()) for name in wanted})
-    labels = torch.tensor([number_of.get(label, -1) for label in table["label"].to_pylist()], dtype=torch.int64)
     return ImageSet(
         images=Pixels(parts, torch.cat(index)),
-        labels=labels,
+        labels=label_indices(table, classes),
         classes=tuple(classes),
         rows=table.select(list(columns)),
     )
+
+
+def label_indices(rows: pa.Table, classes: Sequence[str]) -> Tensor:
+    """Places of the rows' labels among the classes, int64 (n,); -1 where a label is not one, or not known yet."""
+    number_of = {name: i for i, name in enumerate(classes)}
+    return torch.tensor([number_of.get(label, -1) for label in rows["label"].to_pylist()], dtype=torch.int64)
 
 
 class PixelCache:

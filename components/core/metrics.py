@@ -30,6 +30,11 @@ class RunMetrics:
         self.drift_accuracy = self._gauge(
             "drift_accuracy_ratio", "Champion's accuracy on its reference sample and on the whole window.", "sample"
         )
+        self.drift_p_value = self._gauge("drift_p_value_ratio", "p-value of the drift test, all views together.")
+        self.drift_alarm = self._gauge("drift_alarm", "1 if enough of the last windows drifted, 0 if not.")
+        self.drift_drop = self._gauge("drift_estimated_drop_ratio", "Accuracy lost, as estimated without labels.")
+        for gauge in (self.drift_p_value, self.drift_alarm, self.drift_drop):
+            gauge.set(float("nan"))  # not measured, which is not 0
         self.champion = self._gauge("champion_info", "The champion after the last run: always 1.", "version")
 
     def observe(self, report: RunReport) -> None:
@@ -49,6 +54,14 @@ class RunMetrics:
         for sample, value in (("reference", report.reference_accuracy), ("window", report.window_accuracy)):
             if value is not None:
                 self.drift_accuracy.labels(sample).set(value)
+        drift = (
+            (self.drift_p_value, report.drift_p_value),
+            (self.drift_alarm, report.drift_alarm),
+            (self.drift_drop, report.estimated_drop),
+        )
+        for gauge, value in drift:
+            if value is not None:
+                gauge.set(value)
         if report.champion_after:
             self.champion.labels(report.champion_after).set(1)
 

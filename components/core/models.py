@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from components.core.config import TrainingConfig
 from components.core.contracts import Document
 from components.core.errors import ConfigurationError
+from components.core.pixel_statistics import pixel_statistics
 from components.core.registry import Registry
 
 
@@ -63,12 +64,33 @@ class Classifier(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class Features:
-    """What a classifier says of n images. `embeddings` (n, width), `early` (n, 2 x channels of the first convolution:
-    mean and standard deviation of each channel), `probabilities` (n, classes); float32, on the CPU."""
+    """What a classifier says of n images, and what it was shown; float32, on the CPU.
+
+    Attributes:
+        embeddings: Input of the head, (n, width).
+        early: Mean and standard deviation of each channel of the first convolution, (n, 2 x channels).
+        probabilities: Softmax, (n, classes).
+        pixels: `pixel_statistics` of the images, (n, p).
+    """
 
     embeddings: Tensor
     early: Tensor
     probabilities: Tensor
+    pixels: Tensor
+
+    def subset(self, index: Tensor) -> Features:
+        """The rows at an index, int64 (m,)."""
+        return Features(**{name: rows[index] for name, rows in vars(self).items()})
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The same to be kept: embeddings, which are the bulk of it, as float16."""
+        largest = torch.finfo(torch.float16).max
+        return {**vars(self), "embeddings": self.embeddings.clamp(-largest, largest).half()}
+
+    @classmethod
+    def from_tensors(cls, tensors: dict[str, Tensor]) -> Features:
+        """What `tensors` kept."""
+        return cls(**{name: rows.float() for name, rows in tensors.items()})
 
 
 def build_classifier(spec: ModelSpec, generator: torch.Generator) -> Classifier:
@@ -132,7 +154,7 @@ def extract_features(model: Classifier, batches: Iterable[Tensor]) -> Features:
     """One pass over images in evaluation mode, on the device of the model.
 
     Args:
-        batches: Each uint8, shape (n, channels, size, size), n >= 1; at least one.
+        batches: Each uint8, shape (n, channels, size, size), n >= 1, sides >= 8; at least one.
     """
     model.eval()
     device = model.head.weight.device
@@ -143,13 +165,19 @@ def extract_features(model: Classifier, batches: Iterable[Tensor]) -> Features:
         maps = output.float().flatten(2)
         early.append(torch.cat([maps.mean(2), maps.std(2, correction=0)], dim=1).cpu())
 
+    def look(batch: Tensor) -> tuple[Tensor, Tensor]:
+        images = batch.to(device)
+        return model.embed(images).float(), pixel_statistics(images).cpu()
+
     hook = first.register_forward_hook(keep)
     try:
-        embeddings = torch.cat([model.embed(batch.to(device)).float() for batch in batches])
+        embeddings, pixels = (torch.cat(parts) for parts in zip(*map(look, batches), strict=True))
     finally:
         hook.remove()
     probabilities = model.head(embeddings).softmax(1)
-    return Features(embeddings=embeddings.cpu(), early=torch.cat(early), probabilities=probabilities.cpu())
+    return Features(
+        embeddings=embeddings.cpu(), early=torch.cat(early), probabilities=probabilities.cpu(), pixels=pixels
+    )
 
 
 def save_classifier(model: Classifier) -> dict[str, bytes]:

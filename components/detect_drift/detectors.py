@@ -1,117 +1,222 @@
-"""Two-sample tests between the champion's reference sample and a window. Values in, values out.
+"""Detectors: each compares the champion's reference sample with a window from one point of view.
 
-Each view of the images is a Gram matrix over the pooled rows; one set of permutations serves all views, so that they
-combine exactly. Not covered: what a difference means (`triage`, `decide`).
+All follow one protocol: `fit` keeps the reference, `score` yields a statistic of the observed labelling and of each
+relabelling, larger meaning more change, so that one set of relabellings serves them all and their p-values combine
+exactly (`combination`). Values in, values out. Not covered: what a difference means (`severity`, `triage`, `decide`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from typing import ClassVar, Protocol, Self
 
 import torch
 from torch import Tensor
 
-from components.core.contracts import DriftView
+from components.core.contracts import EffectUnit
+from components.detect_drift.kernels import gaussian_discrepancies
+from components.detect_drift.relabelling import Relabellings, Sample
+
+THRESHOLDS = 128  # places at which two distributions are compared; more see nothing new in samples of thousands
+RIDGE = 0.1  # of the mean variance
 
 
 @dataclass(frozen=True, kw_only=True)
-class TestResult:
-    """`views` with their own p-values, and the p-value of all together in (0, 1]; smaller is more evidence."""
+class Scores:
+    """What a detector says of the observed labelling (first) and of each relabelling, float (1 + B,) each.
 
-    views: tuple[DriftView, ...]
-    p_value: float
+    Attributes:
+        statistics: What p-values come from; larger is more change.
+        effects: The size of the change in the detector's own unit, >= 0.
+    """
+
+    statistics: Tensor
+    effects: Tensor
 
 
-def two_sample_test(
-    grams: Mapping[str, Tensor], reference_rows: int, permutations: int, generator: torch.Generator
-) -> TestResult:
-    """Test "both samples have one distribution" over several views at once.
+class Detector(Protocol):
+    """One point of view."""
 
-    Statistic of a view: the squared maximum mean discrepancy (biased), w'Kw with w = 1/m on reference rows and -1/n on
-    current rows. The combined statistic is the smallest p-value over the views, itself compared with its permutations.
+    @property
+    def name(self) -> str:
+        """What people read."""
+        ...
 
-    Args:
-        grams: View name to Gram matrix over the pooled rows, float32, shape (m + n, m + n), reference rows first.
-        reference_rows: m >= 2; n >= 2 rows follow.
-        permutations: B >= 1.
-        generator: Of the permutations.
+    @property
+    def unit(self) -> EffectUnit:
+        """What its effects are."""
+        ...
 
-    Returns:
-        p-values counted as (1 + hits) / (1 + B), never 0; `effect` is the MMD above its permutation mean, in [0, 2].
+    @property
+    def weight(self) -> float:
+        """How much this view counts in the combination, >= 0; one of weight 0 is shown and raises no alarm."""
+        ...
 
-    Raises:
-        ValueError: A sample has fewer than two rows, or a Gram matrix is not finite.
+    def fit(self, reference: Sample) -> Self:
+        """Keep the reference sample to compare with."""
+        ...
+
+    def score(self, current: Sample, relabellings: Relabellings) -> Scores:
+        """Compare a window with the reference, under every labelling.
+
+        Raises:
+            ValueError: The samples have other columns, or values that are not finite.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class FittedDetector:
+    """What all detectors have in common: some columns of the samples, and the reference once they are fitted.
+
+    Attributes:
+        name: What people read.
+        columns: Those looked at; by default the one of that name.
+        weight: See `Detector`.
+    """
+
+    name: str
+    columns: tuple[str, ...] = ()
+    weight: float = 1.0
+    reference: Sample | None = field(default=None, repr=False)
+    unit: ClassVar[EffectUnit] = "share of images"
+
+    def fit(self, reference: Sample) -> Self:
+        """Keep the reference sample to compare with."""
+        return replace(self, reference=reference)
+
+    def _pooled(self, current: Sample, relabellings: Relabellings) -> list[Tensor]:
+        """The rows in use of each column, in the order of the relabellings."""
+        assert self.reference is not None, f"{self.name} was not fitted"
+        columns = self.columns or (self.name,)
+        return [relabellings.pool(self.reference.columns[column], current.columns[column]) for column in columns]
+
+
+@dataclass(frozen=True)
+class KernelDetector(FittedDetector):
+    """Maximum mean discrepancy of feature vectors, aggregated over three bandwidths: any difference of distributions.
+
+    Statistic: the largest, over the bandwidths, of the discrepancies in standard deviations of their relabellings.
+    Effect: the discrepancy at the median distance above its mean over relabellings, in [0, 1.5].
+
+    Attributes:
+        standardised: Bring columns to one spread first: for statistics of unlike units.
 
     Source:
-        Gretton et al., "A Kernel Two-Sample Test", JMLR 13 (2012). Minimum p: Westfall & Young, 1993.
+        Gretton et al., "A Kernel Two-Sample Test", JMLR 13 (2012); normalised maxima over kernels: Biggs, Schrab and
+        Gretton, "MMD-FUSE", NeurIPS 2023.
     """
-    total = next(iter(grams.values())).shape[0]
-    if min(reference_rows, total - reference_rows) < 2:
-        raise ValueError(f"{reference_rows} reference and {total - reference_rows} current rows: two each are needed")
-    weights = torch.full((total,), -1.0 / (total - reference_rows))
-    weights[:reference_rows] = 1.0 / reference_rows
-    orders = torch.rand(permutations, total, generator=generator).argsort(dim=1)
-    table = torch.cat([weights[None], weights[orders]]).T  # (m + n, 1 + B), the observed labelling first
-    views, p_values = [], []
-    for name, gram in grams.items():
-        if not bool(gram.isfinite().all()):
-            raise ValueError(f"view {name!r} holds values that are not finite")
-        statistics = (table * (gram @ table)).sum(dim=0)
-        # float32 sums of n rows are right to about this; below it a difference is rounding, not evidence
-        resolution = 1e-6 * float(gram.abs().max()) * (1 / reference_rows + 1 / (total - reference_rows))
-        p = permutation_p_values(-statistics, resolution)
-        p_values.append(p)
-        excess = (statistics[0] - statistics[1:].mean()).clamp(min=0).sqrt()
-        views.append(DriftView(name=name, p_value=float(p[0]), effect=float(excess)))
-    smallest = torch.stack(p_values).min(dim=0).values
-    return TestResult(views=tuple(views), p_value=float(permutation_p_values(smallest)[0]))
+
+    standardised: bool = False
+    unit = "kernel distance"
+
+    def score(self, current: Sample, relabellings: Relabellings) -> Scores:
+        (rows,) = self._pooled(current, relabellings)
+        squared = gaussian_discrepancies(standardise(rows) if self.standardised else rows, relabellings)
+        middle = squared[1] - squared[1].mean()
+        return Scores(statistics=normalise(squared).amax(dim=0), effects=middle.clamp(min=0).sqrt())
 
 
-def permutation_p_values(statistics: Tensor, resolution: float = 0.0) -> Tensor:
-    """Share of the values that are at most each value, itself included, in (0, 1]; small statistics are extreme.
+@dataclass(frozen=True)
+class ClassifierDetector(FittedDetector):
+    """Classifier two-sample test: how well a ridge classifier tells reference rows from current ones.
 
-    Args:
-        statistics: Shape (1 + B,), the observed one first.
-        resolution: Values that differ by less count as equal, and so as hits; at least 1e-6 of their spread.
-    """
-    slack = max(resolution, 1e-6 * float(statistics.max() - statistics.min()))
-    ordered = statistics.sort().values
-    hits = torch.searchsorted(ordered, statistics + slack, right=True)
-    return hits.to(torch.float32) / len(statistics)
-
-
-def gaussian_gram(rows: Tensor) -> Tensor:
-    """Mean of three Gaussian kernels at half, one and two times the median distance.
-
-    Args:
-        rows: float32, shape (n, d). Constant features change nothing.
-
-    Returns:
-        Gram matrix in (0, 1], float32, shape (n, n).
+    Statistic: the squared distance of the two means in the metric of the pooled, shrunken covariance, which is what the
+    classifier separates on its own training rows; relabellings are fitted just as closely, which calibrates it.
+    Effect: that distance beyond what relabellings reach, in standard deviations, >= 0.
 
     Source:
-        Median heuristic: Gretton et al. 2012, section 8.
+        Lopez-Paz and Oquab, "Revisiting Classifier Two-Sample Tests", ICLR 2017; the regularised Hotelling statistic:
+        Li et al., "An adaptable generalization of Hotelling's T2 test", Annals of Statistics 48 (2020).
     """
-    centred = rows - rows.mean(dim=0)  # or a large constant feature would drown the distances in rounding
-    squared = torch.cdist(centred, centred).square()
-    away = squared[squared > 0]
-    scale = float(away.median()) if len(away) else 1.0
-    return torch.stack([(-squared / (scale * factor)).exp() for factor in (0.25, 1.0, 4.0)]).mean(dim=0)
+
+    unit = "standard deviations"
+
+    def score(self, current: Sample, relabellings: Relabellings) -> Scores:
+        rows = torch.cat([standardise(rows) for rows in self._pooled(current, relabellings)], dim=1)
+        squared = relabellings.mean_differences(whiten(rows, RIDGE)).square().sum(dim=1)
+        return Scores(statistics=squared, effects=(squared - squared.mean()).clamp(min=0).sqrt())
 
 
-def standardise(rows: Tensor) -> Tensor:
-    """Columns to mean 0 and standard deviation 1; constant columns to 0. Shape (n, d) to the same."""
-    spread = rows.std(dim=0, correction=0)
-    constant = spread <= 1e-6 * rows.abs().amax(dim=0)  # all that float32 can tell
-    return (rows - rows.mean(dim=0)) / torch.where(constant, torch.inf, spread)
+@dataclass(frozen=True)
+class MarginalDetector(FittedDetector):
+    """Kolmogorov-Smirnov distances of all columns one by one; with softmax columns, black-box shift detection.
+
+    Statistic: the largest, over the columns, of the distances in standard deviations of their relabellings.
+    Effect: the largest distance, in [0, 1]: that share of the images has moved past some value of a column.
+
+    Source:
+        Rabanser, Guennemann and Lipton, "Failing Loudly", NeurIPS 2019; Lipton, Wang and Smola, "Detecting and
+        Correcting for Label Shift with Black Box Predictors", ICML 2018.
+    """
+
+    def score(self, current: Sample, relabellings: Relabellings) -> Scores:
+        (rows,) = self._pooled(current, relabellings)
+        distances = torch.stack([_ks_distances(column, relabellings) for column in rows.T])
+        return Scores(statistics=normalise(distances).amax(dim=0), effects=distances.amax(dim=0))
 
 
-def label_gram(labels: Tensor, classes: int) -> Tensor:
-    """Linear kernel of one-hot labels: its MMD is the distance between the two class histograms.
+@dataclass(frozen=True)
+class CountDetector(FittedDetector):
+    """Chi-square statistic of class counts, int64 >= 0: of labels, or of the champion's answers.
+
+    Effect: total variation distance of the two histograms, in [0, 1]: that share of the images would have to change
+    class.
+
+    Source:
+        Pearson 1900; its null distribution is that of the relabellings, also for rare classes.
+    """
+
+    def score(self, current: Sample, relabellings: Relabellings) -> Scores:
+        (answers,) = self._pooled(current, relabellings)
+        if len(answers) and int(answers.min()) < 0:
+            raise ValueError(f"{self.name}: class {int(answers.min())}, expected 0 or more")
+        bins, classes = len(relabellings.current), int(answers.max()) + 1
+        counts = torch.bincount(relabellings.bins * classes + answers, minlength=bins * classes).view(bins, classes)
+        differences = relabellings.differences(counts.double())
+        shares = (counts.sum(dim=0) / len(answers)).clamp(min=1 / len(answers))
+        then, now = relabellings.rows
+        precision = 1 / (1 / now + 1 / then)
+        chi_square = precision * (differences.square() / shares).sum(dim=1)
+        return Scores(statistics=chi_square, effects=differences.abs().sum(dim=1) / 2)
+
+
+def whiten(rows: Tensor, ridge: float, known: int | None = None) -> Tensor:
+    """Rows (N, d) in directions that are uncorrelated and of unit variance but for the ridge.
 
     Args:
-        labels: int64 in [0, classes), shape (n,).
+        rows: float32 (N, d), about the origin.
+        ridge: Variance that is added to each column, > 0.
+        known: The covariance is that of so many rows from the first; None: of all rows.
     """
-    onehot = torch.nn.functional.one_hot(labels, classes).float()
-    return onehot @ onehot.T
+    covariance = rows[:known].T @ rows[:known] / len(rows[:known])
+    covariance.diagonal().add_(ridge)
+    whitened: Tensor = torch.linalg.solve_triangular(torch.linalg.cholesky(covariance), rows.T, upper=False)
+    return whitened.T
+
+
+def standardise(rows: Tensor, known: int | None = None) -> Tensor:
+    """Columns to mean 0 and standard deviation 1 over the first `known` rows (None: all); constant columns to 0.
+
+    Shape (n, d) to the same.
+    """
+    spread = rows[:known].std(dim=0, correction=0)
+    constant = spread <= 1e-6 * rows[:known].abs().amax(dim=0)  # all that float32 can tell
+    return (rows - rows[:known].mean(dim=0)) / torch.where(constant, torch.inf, spread)
+
+
+def normalise(statistics: Tensor) -> Tensor:
+    """Statistics (s, 1 + B) in standard deviations from their mean over all labellings; constant ones to 0."""
+    return standardise(statistics.T).T
+
+
+def _ks_distances(values: Tensor, relabellings: Relabellings) -> Tensor:
+    """Largest distance of the two distribution functions under each labelling: values (N,) to (1 + B,) in [0, 1]."""
+    distinct = values.unique()
+    if len(distinct) > THRESHOLDS:
+        distinct = values.sort().values[torch.linspace(0, len(values) - 1, THRESHOLDS).long()].unique()
+    place = torch.searchsorted(distinct, values.contiguous())  # between these, and one beyond the last
+    bins, columns = len(relabellings.current), len(distinct) + 1
+    counts = torch.bincount(relabellings.bins * columns + place, minlength=bins * columns)
+    below = counts.view(bins, columns).cumsum(dim=1)[:, :-1].double()
+    return relabellings.differences(below).abs().amax(dim=1)

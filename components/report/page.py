@@ -13,8 +13,9 @@ from components.core.contracts import DriftReport, Fault, RunReport, StepDocumen
 from components.core.errors import RetrainError
 from components.core.registry import Registry
 from components.core.runs import Run
+from components.core.thumbnails import picture_images
 from components.core.windows import Window
-from components.report.pictures import ClassPictures, accuracy_chart, compare_classes, picture_images
+from components.report.pictures import ClassPictures, accuracy_chart, compare_classes
 from components.report.summary import read_steps, summarise
 
 

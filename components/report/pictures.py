@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import base64
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
-from PIL import Image
 
 from components.core.contracts import RunReport
-from components.core.pixels import eight_bits
+from components.core.thumbnails import thumbnail
 from components.core.windows import Window
 
-THUMBNAIL_PIXELS = 96
 MOST_CLASSES = 40  # the page is one file: 40 classes of 16 pictures are a few megabytes
 
 
@@ -58,25 +55,6 @@ def _thumbnails(windows: Sequence[Window], labels: set[str], images_per_class: i
         for position, data in window.images(rows.take(pa.array(wanted, pa.int64()))):
             found.setdefault(names[wanted[position]], []).append(thumbnail(data))
     return found
-
-
-def picture_images(window: Window, digests: Sequence[str]) -> list[str]:
-    """Thumbnails of the images with these SHA-256, in that order, as far as the window holds them."""
-    rows = window.rows()
-    place = {digest: n for n, digest in enumerate(rows["sha256"].to_pylist())}
-    held = [digest for digest in digests if digest in place]
-    images = dict(window.images(rows.take(pa.array([place[digest] for digest in held], pa.int64()))))
-    return [thumbnail(images[n]) for n in range(len(held))]
-
-
-def thumbnail(data: bytes) -> str:
-    """An image as a small PNG data URI."""
-    with Image.open(io.BytesIO(data)) as image:
-        small = eight_bits(image, "RGB")
-        small.thumbnail((THUMBNAIL_PIXELS, THUMBNAIL_PIXELS))
-    buffer = io.BytesIO()
-    small.save(buffer, format="PNG")
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 def accuracy_chart(reports: Sequence[RunReport]) -> str:

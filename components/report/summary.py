@@ -91,6 +91,9 @@ def summarise(run: Run, *, ended: bool) -> RunReport:
         accuracy=evaluation.accuracies if evaluation else Accuracies(),
         reference_accuracy=drift.reference_accuracy if drift else None,
         window_accuracy=drift.window_accuracy if drift else None,
+        drift_p_value=drift.p_value if drift else None,
+        drift_alarm=drift.alarm if drift and drift.p_value is not None else None,
+        estimated_drop=drift.estimated_drop if drift else None,
         attempts=len(attempts),
         step_seconds={step: record.seconds for step, record in steps.items()},
     )

@@ -6,26 +6,23 @@ import time
 from importlib.metadata import version as package_version
 
 import torch
-from safetensors.torch import save as save_tensors
 
 from components.core.config import Config
 from components.core.contracts import Decision, Lineage, Rung, TrainingSummary
-from components.core.datasets import ImageSet, PixelCache, Pixels, load_images
+from components.core.datasets import PixelCache, Pixels, load_images
 from components.core.errors import ConfigurationError
 from components.core.models import (
     Classifier,
     ModelSpec,
     best_device,
-    extract_features,
     load_classifier,
     save_classifier,
 )
+from components.core.reference import build_reference
 from components.core.registry import Registry
 from components.core.runs import Run, open_run, perform
-from components.core.windows import SCHEMA, Window, to_parquet
+from components.core.windows import SCHEMA, Window
 from components.train.strategies import STRATEGIES, Task
-
-REFERENCE_ROWS = 2000  # below this the false-alarm rate depends on which rows were drawn (0-25 % measured at 200)
 
 
 def run(config_path: str, run_id: str, window: str, rung: int) -> TrainingSummary:
@@ -83,10 +80,17 @@ def _train(record: Run, window_id: str, rung: int) -> TrainingSummary:
         package=package_version("retrain-pipeline"),
     )
     holdout = load_images([*old_windows, new_window], "holdout", spec, spec.classes, cache, columns=SCHEMA.names)
+    sampling = torch.Generator().manual_seed(config.training.seed)
     version = registry.save_version(
         {
             **save_classifier(trained.model),
-            **_reference(trained.model, holdout.labelled(), config),
+            **build_reference(
+                trained.model,
+                holdout.labelled(),
+                config.evaluation.batch_size,
+                config.drift.rehearsal_images,
+                sampling,
+            ),
             "lineage.json": lineage.model_dump_json(indent=1).encode(),
         }
     )
@@ -128,17 +132,3 @@ def _normalised(spec: ModelSpec, sets: list[Pixels]) -> ModelSpec:
     mean = (weights * values).sum(dim=1)
     std = (weights * (values - mean[:, None]).square()).sum(dim=1).sqrt().clamp(min=1e-3)
     return spec.model_copy(update={"mean": tuple(mean.tolist()), "std": tuple(std.tolist())})
-
-
-def _reference(model: Classifier, holdout: ImageSet, config: Config) -> dict[str, bytes]:
-    """Features and manifest rows of a held-out sample, so that drift detection never reads old images again."""
-    pick = torch.randperm(len(holdout), generator=torch.Generator().manual_seed(config.training.seed))[:REFERENCE_ROWS]
-    sample = holdout.subset(pick.sort().values)
-    features = extract_features(model, sample.images.batches(config.evaluation.batch_size))
-    tensors = {
-        "embeddings": features.embeddings,
-        "early": features.early,
-        "probabilities": features.probabilities,
-        "labels": sample.labels,
-    }
-    return {"reference.safetensors": save_tensors(tensors), "reference.parquet": to_parquet(sample.rows)}

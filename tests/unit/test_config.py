@@ -83,7 +83,9 @@ def test_all_problems_are_told_at_once() -> None:
     [
         ("store: {uri: a}\ngate: {alpha: 0.5}", "gate.alpha", "0.5"),
         ("store: {uri: a}\ngate: {alpha: 0}", "gate.alpha", "0"),
-        ("store: {uri: a}\ndrift: {permutations: 98}", "drift.permutations", "98"),
+        ("store: {uri: a}\ndrift: {alarm_windows: 0}", "drift.alarm_windows", "0"),
+        ("store: {uri: a}\ndrift: {alarms_per_year: 0}", "drift.alarms_per_year", "0"),
+        ("store: {uri: a}\ndrift: {windows_per_year: -1}", "drift.windows_per_year", "-1"),
         ("store: {uri: a}\ntraining: {channels: 2}", "training.channels", "2"),
         ("store: {uri: a}\ntraining: {epochs: many}", "training.epochs", ""),
         ("store: {uri: a}\ntraining: {batch_size: large}", "training.batch_size", "large"),
@@ -220,7 +222,7 @@ def test_a_grown_learning_rate_of_one_loop_leaves_the_others() -> None:
         ("store: {uri: a}\ntraining: {retrain: {epochs: 1, learning_rate: .inf}}\n", "training.retrain.learning_rate"),
         ("store: {uri: a}\ndecision: {ladder: [retrain, retrain]}\n", "decision.ladder"),
         ("store: {uri: ''}\n", "store.uri"),
-        ("store: {uri: a}\ndrift: {alpha: 0.01, permutations: 99}\n", "at least 499"),
+        ("store: {uri: a}\ndrift: {alarm_windows: 3, alarm_memory: 2}\n", "cannot hold alarm_windows 3"),
     ],
 )
 def test_what_would_go_wrong_later_is_refused_at_once(tmp_path: Path, text: str, said: str) -> None:

@@ -1,6 +1,7 @@
 """The metrics of a run: their names, their labels, their values, and that a push can only be logged."""
 
 import logging
+import math
 import socket
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -31,6 +32,9 @@ REPORT = RunReport(
     accuracy=Accuracies(champion_old=0.9, challenger_old=0.8, champion_new=0.5, challenger_new=0.95),
     reference_accuracy=0.85,
     window_accuracy=0.45,
+    drift_p_value=0.001,
+    drift_alarm=True,
+    estimated_drop=0.375,
     attempts=2,
     step_seconds={"ingest": 1.0, "detect_drift": 2.0, "train-1": 7.0, "train-2": 9.0},
 )
@@ -59,7 +63,7 @@ def value(metrics: RunMetrics, name: str, **labels: str) -> float | None:
 
 def test_every_name_starts_with_the_products() -> None:
     names = [metric.name for metric in RunMetrics(CollectorRegistry()).registry.collect()]
-    assert len(names) == 9
+    assert len(names) == 12
     assert all(name.startswith("retrain_") for name in names)
 
 
@@ -95,6 +99,9 @@ def test_gauges_hold_what_the_report_says() -> None:
     assert value(metrics, "retrain_eval_accuracy_ratio", role="champion", holdout="new") == 0.5
     assert value(metrics, "retrain_drift_accuracy_ratio", sample="reference") == 0.85
     assert value(metrics, "retrain_drift_accuracy_ratio", sample="window") == 0.45
+    assert value(metrics, "retrain_drift_p_value_ratio") == 0.001
+    assert value(metrics, "retrain_drift_alarm") == 1
+    assert value(metrics, "retrain_drift_estimated_drop_ratio") == 0.375
     assert value(metrics, "retrain_champion_info", version="v2") == 1
 
 
@@ -117,6 +124,19 @@ def test_an_accuracy_of_zero_is_a_measurement() -> None:
     assert value(metrics, "retrain_drift_accuracy_ratio", sample="window") == 0.0
 
 
+def test_drift_that_was_not_measured_is_no_number() -> None:
+    for name in ("retrain_drift_p_value_ratio", "retrain_drift_alarm", "retrain_drift_estimated_drop_ratio"):
+        measured = value(observed(EMPTY), name)
+        assert measured is None or math.isnan(measured)
+
+
+def test_no_alarm_and_no_drop_are_measurements() -> None:
+    quiet = observed(REPORT.model_copy(update={"drift_alarm": False, "estimated_drop": 0.0, "drift_p_value": 1.0}))
+    assert value(quiet, "retrain_drift_alarm") == 0
+    assert value(quiet, "retrain_drift_estimated_drop_ratio") == 0
+    assert value(quiet, "retrain_drift_p_value_ratio") == 1
+
+
 @pytest.mark.parametrize("outcome", ["promoted", "skipped", "quarantined", "rejected", "held"])
 def test_every_planned_end_is_a_success(outcome: str) -> None:
     assert value(observed(REPORT.model_copy(update={"outcome": outcome})), "retrain_run_success") == 1
@@ -125,7 +145,7 @@ def test_every_planned_end_is_a_success(outcome: str) -> None:
 def test_the_exposition_can_be_parsed_back() -> None:
     hostile = REPORT.model_copy(update={"champion_after": 'v"2\n\\'})
     families = list(text_string_to_metric_families(generate_latest(observed(hostile).registry).decode()))
-    assert len(families) == 9
+    assert len(families) == 12
     versions = [s.labels["version"] for f in families for s in f.samples if "version" in s.labels]
     assert versions == ['v"2\n\\']
 

@@ -1,5 +1,6 @@
 """Classifiers: building, growing the head, features, saving; torchvision bodies behind the same two parts."""
 
+import dataclasses
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ from components.core.datasets import Pixels
 from components.core.errors import ConfigurationError, IntegrityError
 from components.core.models import (
     Classifier,
+    Features,
     ModelSpec,
     build_classifier,
     extract_features,
@@ -19,6 +21,7 @@ from components.core.models import (
     load_classifier,
     save_classifier,
 )
+from components.core.pixel_statistics import pixel_statistics
 from components.core.registry import Registry
 from components.core.storage import DirectoryStore
 
@@ -192,6 +195,7 @@ def test_features_do_not_depend_on_the_batch_size(model: Classifier) -> None:
     assert torch.allclose(whole.embeddings, parts.embeddings, atol=1e-5)
     assert torch.allclose(whole.early, parts.early, atol=1e-5)
     assert torch.allclose(whole.probabilities, parts.probabilities, atol=1e-5)
+    assert torch.allclose(whole.pixels, parts.pixels, atol=1e-5)
 
 
 def test_features_have_the_shapes_they_promise(model: Classifier) -> None:
@@ -200,7 +204,30 @@ def test_features_have_the_shapes_they_promise(model: Classifier) -> None:
     assert features.early.shape == (7, 2 * 16)
     assert features.probabilities.shape == (7, 3)
     assert torch.allclose(features.probabilities.sum(1), torch.ones(7))
-    assert {t.dtype for t in (features.embeddings, features.early, features.probabilities)} == {torch.float32}
+    assert torch.equal(features.pixels, pixel_statistics(images(7)))
+    assert {tensor.dtype for tensor in vars(features).values()} == {torch.float32}
+
+
+def test_a_subset_of_features_is_of_the_same_rows(model: Classifier) -> None:
+    features = extract_features(model, images(7).split(4))
+    some = features.subset(torch.tensor([6, 0, 0]))
+    for name, rows in vars(some).items():
+        assert torch.equal(rows, getattr(features, name)[[6, 0, 0]])
+
+
+def test_features_that_are_kept_lose_only_what_half_precision_cannot_hold(model: Classifier) -> None:
+    features = extract_features(model, images(7).split(4))
+    kept = Features.from_tensors(features.tensors())
+    assert features.tensors()["embeddings"].dtype == torch.float16
+    assert torch.allclose(kept.embeddings, features.embeddings, rtol=1e-3, atol=1e-6)
+    for name in ("early", "probabilities", "pixels"):
+        assert torch.equal(getattr(kept, name), getattr(features, name))
+
+
+def test_embeddings_that_are_too_large_to_be_kept_stay_finite(model: Classifier) -> None:
+    features = extract_features(model, [images(3)])
+    large = dataclasses.replace(features, embeddings=1e6 * torch.tensor([[1.0], [-1.0], [0.0]]))
+    assert Features.from_tensors(large.tensors()).embeddings.flatten().tolist() == [65504.0, -65504.0, 0.0]
 
 
 def test_batches_are_taken_one_at_a_time(model: Classifier) -> None:
@@ -224,6 +251,7 @@ def test_features_of_pixels_on_disk_are_those_of_the_tensor(model: Classifier) -
     assert torch.equal(lazy.embeddings, plain.embeddings)
     assert torch.equal(lazy.early, plain.early)
     assert torch.equal(lazy.probabilities, plain.probabilities)
+    assert torch.equal(lazy.pixels, plain.pixels)
 
 
 def test_early_features_are_mean_and_deviation_of_the_first_convolution(model: Classifier) -> None:

@@ -35,11 +35,11 @@ from components.core.errors import IntegrityError
 from components.core.registry import Registry
 from components.core.runs import Run, StepRecord
 from components.core.storage import DirectoryStore
+from components.core.thumbnails import thumbnail
 from components.core.windows import Window
 from components.ingest.step import ingest
 from components.report import step
 from components.report.page import render_page
-from components.report.pictures import thumbnail
 from components.report.summary import read_steps, summarise
 
 START = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
