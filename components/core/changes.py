@@ -165,14 +165,15 @@ def rehearse_changes(
 ) -> ChangeTable:
     """Show a champion every corruption of a labelled sample, and note what becomes of its answers.
 
-    Costs 1 + kinds x strengths forward passes over at most 1,000 images: 66 for grey ones, 71 for colour. Two kinds of
-    rows cost nothing more: half of the images corrupted, and other shares of the classes.
+    Costs 1 + kinds x strengths forward passes over `most_rows` images at most: 66 for grey ones, 71 for colour. Two
+    kinds of rows cost nothing more: half of the images corrupted, and other shares of the classes.
 
     Args:
         model: The champion; is put in evaluation mode.
-        images: n >= 50 images that the champion did not train on; 1,000 of them are drawn where there are more.
+        images: n >= 50 images that the champion did not train on.
         labels: Indices of its classes, int64, shape (n,).
         generator: Of the draws and corruptions, on the CPU.
+        most_rows: Images that are drawn at most.
         strengths: Each in (0, 1].
 
     Raises:

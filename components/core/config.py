@@ -171,8 +171,8 @@ class DriftConfig(Section):
     """Windows that are looked back on for an alarm, the latest included."""
     rehearsal_images: Annotated[int, Field(ge=0)] = 1000
     """Held-out images that each new version is shown changed in 70 known ways (darker, blurred, turned, ...), so that
-    the cost of a change can be estimated without labels, and named. 0: no rehearsal, no estimate. It takes as long as a
-    training epoch over 25 times as many images: lower it where there is no GPU."""
+    the cost of a change can be estimated without labels, and named. Below 50: no rehearsal, no estimate. It takes as
+    long as a training epoch over 25 times as many images: lower it where there is no GPU."""
     seed: int = 0
     """Seed of the relabellings: the same window gives the same report."""
     fault_share: Annotated[float, Field(gt=0.0, le=1.0)] = 0.1

@@ -24,7 +24,7 @@ def pixel_statistics(images: Tensor) -> Tensor:
         Laplacian; shares of black (<= 2 of 255), of white (>= 253) and of flat pixels (equal to the right neighbour
         to within one grey level); mean of the border (an eighth of the side); mean of the middle less the border;
         largest difference to the right; distance of the centre of what stands out from the image's centre, and its
-        extent downwards and sideways (variances), in half sides.
+        extent downwards and sideways (variances, in squared half sides).
 
     Raises:
         ValueError: See `check_images`.

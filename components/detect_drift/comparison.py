@@ -63,6 +63,9 @@ def compare(
         changed_before: Whether each earlier window changed against this champion, oldest first.
         config: Budget of alarms, thresholds.
 
+    Returns:
+        The report, its `faults` those of the labels only.
+
     Raises:
         ValueError: Features that are not finite, or not of this champion.
     """
@@ -226,7 +229,7 @@ def _what_it_means(reference: Reference, window: Seen) -> dict[str, object]:
     if changes is None:
         return {}
     sides = [
-        np.median(np.sqrt(rows["width"].to_numpy() * rows["height"].to_numpy()))
+        np.median(np.sqrt(rows["width"].to_numpy().astype(float) * rows["height"].to_numpy()))
         for rows in (reference.rows, window.rows)
     ]
     seen = window.features

@@ -1,7 +1,7 @@
 """How much a change matters: the champion's loss of accuracy on a window, estimated without labels.
 
 Covers the loss that shows in the champion's own answers, on classes that it knows. Not covered: classes it does not
-know, labels that changed their meaning; where labels are in, the drop is measured instead (`step`).
+know, labels that changed their meaning; where labels are in, the drop is measured instead (`comparison`).
 """
 
 from __future__ import annotations
