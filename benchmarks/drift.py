@@ -29,7 +29,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -386,7 +386,7 @@ def ratio(tools: list[Tool], peer: str, key: tuple[int, int], what: str) -> floa
     return float(getattr(cells[peer], what) / getattr(cells["ours"], what))
 
 
-def check_full(tools: list[Tool], *, with_largest: bool) -> list[Goal]:
+def check_full(tools: list[Tool]) -> list[Goal]:
     few, many = (10_000, 100), (10_000, 1_000)
     product = ratio(tools, "product", many, "seconds")
     at = "at n = 10,000, B ="
@@ -401,15 +401,15 @@ def check_full(tools: list[Tool], *, with_largest: bool) -> list[Goal]:
             bound=1.2,
             at_least=False,
         ),
-        *(check_largest(tools[0]) if with_largest else []),
+        check_largest(tools[0]),
         *check_verdicts(tools[0]),
     ]
 
 
-def check_largest(ours: Tool) -> list[Goal]:
+def check_largest(ours: Tool) -> Goal:
     cell = ours.cell(LARGEST, 1_000)
     used = float("inf") if cell is None else cell.extra_bytes / MIB
-    return [Goal(text=f"our memory at n = {LARGEST:,} in MiB", value=used, bound=1024, at_least=False)]
+    return Goal(text=f"our memory at n = {LARGEST:,} in MiB", value=used, bound=1024, at_least=False)
 
 
 def check_quick(tools: list[Tool]) -> list[Goal]:
@@ -452,13 +452,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="n = 500 and 2,000, 100 permutations: two minutes")
     parser.add_argument("--check", action="store_true", help="exit 1 where a goal is missed")
-    parser.add_argument("--rows", type=int, choices=FULL.sizes, help="only this many a side, and not the largest")
     arguments = parser.parse_args()
     effort = QUICK if arguments.quick else FULL
-    if arguments.rows:
-        effort = replace(effort, sizes=(arguments.rows,))
     with tempfile.TemporaryDirectory(prefix="retrain-drift-") as name:
-        write_arrays(Path(name), max(effort.sizes) if arguments.quick or arguments.rows else LARGEST)
+        write_arrays(Path(name), max(effort.sizes) if arguments.quick else LARGEST)
         with started(Path(name)) as tools:
             if not tools or tools[0].name != "ours":
                 sys.exit("there is nothing to compare with the peers")
@@ -466,11 +463,11 @@ def main() -> None:
                 for permutations in effort.permutations:
                     measure(tools, effort, rows, permutations)
                     print_table(tools, rows, permutations)
-            if not arguments.quick and not arguments.rows:
+            if not arguments.quick:
                 measure_largest(tools[0])
             measure_verdicts(tools)
     print("\n* from fewer permutations, linearly\n")
-    goals = check_quick(tools) if arguments.quick else check_full(tools, with_largest=not arguments.rows)
+    goals = check_quick(tools) if arguments.quick else check_full(tools)
     print("\n".join(map(str, goals)))
     compared = any(tool.name in PEERS for tool in tools)
     if arguments.check and (not compared or any(goal.missed for goal in goals)):
