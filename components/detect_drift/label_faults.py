@@ -17,6 +17,8 @@ CONFIDENCE = 0.99  # of the bounds: a window is looked at for a dozen faults
 LEAST_ROWS = 5  # of a class, before its answers may call it renamed; and contradictions, before labels are wrong
 # Effect of a view from which the images count as changed: chance alone reaches 0.09 in windows of 240, what costs
 # accuracy begins at 0.16. Without it, large windows would always count as changed, and no label as wrong.
+# (Measured on the mean of three kernels; the effect is that of the middle one since, and only triage.py --quick was
+# run again with it.)
 CHANGED_EFFECT = 0.12
 KERNEL_VIEWS = ("embeddings", "early layers")  # whose effects have this unit
 UNEXPLAINED = 0.1  # accuracy that may stay lost after a renaming is undone, where the images changed too
