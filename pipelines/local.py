@@ -45,7 +45,7 @@ def check_inputs(config: Config, source: str, strategy: str) -> None:
         SourceError: The source is no folder of labelled images.
         IntegrityError: The ledger or a file of the champion is not what was written.
     """
-    check_strategy(strategy)
+    check_strategy(strategy, config)
     store = open_store(config.store)
     store.check_reachable(write=True)
     if names_window(source):

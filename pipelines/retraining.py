@@ -58,9 +58,9 @@ def retrain(
         source: s3:// prefix of class folders, WebDataset tars or Parquet files, or one .csv, .parquet or .tar there
             (the store's credentials must be able to read it); or the id of a window in the store.
         config: Path of the configuration file, as the pods see it.
-        strategy: auto lets the policy decide; head-only, fine-tune or retrain force one.
+        strategy: auto lets the policy decide; a name forces one: fine-tune, distil, retrain, ... (see retrain config).
         gpu_type: Resource name of the GPU for training, such as nvidia.com/gpu; empty trains on the CPU.
-        gpu_count: How many GPUs the pod reserves; training uses one so far.
+        gpu_count: How many GPUs the training pod gets; it uses all of them.
     """
     run = {"config": config, "run_id": RUN}
     with dsl.ExitHandler(light(report(**run)), name="window-to-champion"):

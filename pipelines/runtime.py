@@ -12,6 +12,7 @@ CONFIG_MAP, CONFIG_FOLDER = "retrain-config", "/etc/retrain"  # the ConfigMap's 
 CACHE_FOLDER = "/var/cache/retrain"
 SECRET = "retrain-store"  # noqa: S105  # optional: a service account with rights to the bucket does without
 CREDENTIALS = {name: name for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")}
+METRICS_PORT = "9090"  # where a training answers /metrics while it runs
 HOUR = 3600
 
 
@@ -32,6 +33,7 @@ def on_gpu(task: dsl.PipelineTask, gpu_type: str, gpu_count: str) -> dsl.Pipelin
     """
     _with_cache(_pod(task, cpu="2", memory_request="4Gi", memory_limit="32Gi", hours=24))
     task.set_accelerator_type(gpu_type).set_accelerator_limit(gpu_count)
+    task.set_env_variable("RETRAIN_METRICS_PORT", METRICS_PORT)
     for taint in ("nvidia.com/gpu", "amd.com/gpu"):
         kubernetes.add_toleration(task, key=taint, operator="Exists", effect="NoSchedule")
     return kubernetes.empty_dir_mount(

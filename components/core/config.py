@@ -9,17 +9,16 @@ import difflib
 import json
 import os
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast, get_args
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from components.core.errors import ConfigurationError
+from components.core.recipes import RECIPES, Recipe, StrategyName
+from components.core.sections import Fraction, Name, Section
 
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
 MAX_RUNGS = 3  # how many attempts the compiled graph has room for
-StrategyName = Literal["head-only", "fine-tune", "retrain"]
 ExpectationName = Literal[
     "schema",
     "labels",
@@ -39,12 +38,6 @@ ExpectationName = Literal[
     "known classes",
     "no class missing",
 ]
-
-
-class Section(BaseModel):
-    """Base of all sections: frozen, unknown keys refused, the string under a field is its description."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class StoreConfig(Section):
@@ -132,7 +125,7 @@ class ValidationConfig(Section):
     max_imbalance: Annotated[float, Field(ge=1.0)] = 100.0
     """Images of the largest class per image of the smallest, among usable ones; more is a warning. Natural imbalance
     of 100 is common (long-tailed benchmarks stop there); beyond it, the smallest class is hardly seen in an epoch."""
-    severities: dict[ExpectationName, Literal["reject", "warn"]] = {}
+    severities: dict[ExpectationName, Literal["reject", "warn"]] = Field(default_factory=dict)
     """Severity of an expectation by its name, such as `no leakage: reject`, where it is to be another than the usual:
     reject quarantines the window, warn is told in the report."""
     min_side_pixels: Annotated[int, Field(ge=1)] = 8
@@ -218,41 +211,77 @@ class DecisionConfig(Section):
     """Images a class that the champion does not know needs before the head grows."""
 
 
-class LoopConfig(Section):
-    """One way of updating the weights."""
-
-    epochs: Annotated[int, Field(ge=1)]
-    """Passes over the training rows."""
-    learning_rate: Annotated[float, Field(gt=0)]
-    """Peak learning rate of AdamW, after a linear warm-up over the first 5 % of the steps, then cosine to zero."""
-    weight_decay: Annotated[float, Field(ge=0)] = 0.01
-    """Decoupled weight decay."""
-
-
 class TrainingConfig(Section):
-    """The model, and how each strategy updates it."""
+    """The model, the machine, and what each strategy does."""
 
     architecture: str = "resnet18"
-    """`small-cnn` (80,000 weights, for images up to 64 pixels) or a torchvision classifier with a linear head."""
+    """`small-cnn` (80,000 weights, for images up to 64 pixels) or any classification network of torchvision."""
+    pretrained: str | None = None
+    """Where a fresh network gets its first weights: a name of torchvision's for this architecture (`DEFAULT`,
+    `IMAGENET1K_V1`), a version in the store (`models/<model>/versions/<version>`), or a `.safetensors` key there."""
     image_size: Annotated[int, Field(ge=8)] = 224
-    """Side to which images are resized, in pixels."""
+    """Side to which images are resized, in pixels. When it changes, the next challenger has the new size."""
     channels: Literal[1, 3] = 3
     """1 for grey, 3 for RGB."""
     batch_size: Annotated[int, Field(ge=2)] = 64
-    """Rows of one step. Batch norm needs two."""
+    """Rows that go through the network at once, on all GPUs together. Batch norm needs two."""
     seed: int = 0
-    """Seed of initialisation, batch order and replay choice."""
+    """Seed of initialisation, batch order, augmentation and exemplars."""
     cpu_threads: Annotated[int, Field(ge=1)] | None = None
     """Threads for training on a CPU; none leaves it to torch (one a core). Small networks on a shared machine are
     faster with 1: threads that wait for each other lose more than they share."""
-    replay_fraction: Fraction = 0.3
-    """Share of the champion's training rows replayed (balanced over classes) by head-only and fine-tune."""
-    head_only: LoopConfig = LoopConfig(epochs=60, learning_rate=5e-3)
-    """Only the head, on features computed once."""
-    fine_tune: LoopConfig = LoopConfig(epochs=10, learning_rate=5e-4)
-    """All weights at a low rate, on the new rows and a replay of old ones."""
-    retrain: LoopConfig = LoopConfig(epochs=30, learning_rate=3e-3)
-    """All weights from scratch, on all old and new rows."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of the products in the network; weights stay float32. auto: bfloat16 on a GPU that multiplies it faster."""
+    compile: bool = False
+    """Let torch.compile fuse the network: up to a third faster on a GPU, after a minute or two."""
+    deterministic: bool = False
+    """Only algorithms that give the same bits every time; slower on a GPU, always so on a CPU."""
+    exemplars: Annotated[int, Field(ge=0)] = 20_000
+    """Rows that a version remembers to be replayed later, balanced over classes. The images stay in their windows."""
+    exemplar_choice: Literal["reservoir", "herding"] = "reservoir"
+    """reservoir: a uniform sample of everything seen (Vitter 1985); herding: those whose mean feature is closest to
+    the class's (Rebuffi et al. 2017)."""
+    fisher_rows: Annotated[int, Field(ge=1)] = 256
+    """Rows from which the Fisher information of `ewc` is computed, one gradient each; a few hundred are enough."""
+    fisher_decay: Fraction = 0.9
+    """What is left of the Fisher information of earlier windows at each new one (Schwarz et al. 2018)."""
+    checkpoint_seconds: Annotated[float, Field(gt=0.0)] = 120.0
+    """Time between checkpoints: the most that a lost pod loses."""
+    max_preemptions: Annotated[int, Field(ge=0)] = 100
+    """How often a training may be cut off (pod lost, SIGTERM) and go on from its checkpoint."""
+    max_errors: Annotated[int, Field(ge=0)] = 2
+    """How often it may end in an error and be tried again from its checkpoint, before it has to start afresh."""
+    launcher: Literal["pod", "trainjob"] = "pod"
+    """Where the training runs: in the step's own pod on all its GPUs, or as a TrainJob of Kubeflow Trainer."""
+    nodes: Annotated[int, Field(ge=1)] = 1
+    """Pods of a TrainJob."""
+    trainjob_runtime: str = "torch-distributed"
+    """ClusterTrainingRuntime of a TrainJob."""
+    strategies: dict[StrategyName, Recipe] = Field(default_factory=lambda: dict(RECIPES))
+    """Recipes by name. What is written here changes the one of that name that comes with the product, or adds one."""
+
+    @field_validator("strategies", mode="before")
+    @classmethod
+    def _on_top_of_ours(cls, given: object) -> object:
+        """Keys that are given replace those of the recipe that comes with the product; the others stay."""
+        if not isinstance(given, dict):
+            return given
+        ours: dict[str, object] = {name: recipe.model_dump() for name, recipe in RECIPES.items()}
+        return {**ours, **{name: _merge(ours.get(name, {}), changes) for name, changes in given.items()}}
+
+    @model_validator(mode="after")
+    def _several_nodes_are_a_trainjob(self) -> TrainingConfig:
+        if self.nodes > 1 and self.launcher != "trainjob":
+            raise ValueError(f"nodes: {self.nodes} needs launcher: trainjob")
+        return self
+
+
+def _merge(ours: object, changes: object) -> object:
+    if isinstance(changes, Section):
+        return changes
+    if not (isinstance(ours, dict) and isinstance(changes, dict)):
+        return changes
+    return {**ours, **{key: _merge(ours.get(key), value) for key, value in changes.items()}}
 
 
 class EvaluationConfig(Section):
@@ -305,16 +334,25 @@ class Config(Section):
     gate: GateConfig = GateConfig()
     report: ReportConfig = ReportConfig()
 
+    @model_validator(mode="after")
+    def _ladder_of_known_strategies(self) -> Config:
+        for name in self.decision.ladder:
+            if name not in self.training.strategies:
+                raise ValueError(
+                    f"decision.ladder names {name!r}, expected one of {', '.join(self.training.strategies)}"
+                )
+        return self
 
-def check_strategy(strategy: str) -> StrategyName | None:
+
+def check_strategy(strategy: str, config: Config) -> StrategyName | None:
     """The strategy a person forced, or None for `auto`: the policy's choice.
 
     Raises:
         ConfigurationError: There is no such strategy; the message names the nearest.
     """
-    names = get_args(StrategyName)
+    names = config.training.strategies
     if strategy == "auto" or strategy in names:
-        return None if strategy == "auto" else cast(StrategyName, strategy)
+        return None if strategy == "auto" else strategy
     near = difflib.get_close_matches(strategy, names, n=1)
     raise ConfigurationError(
         f"strategy {strategy!r}" + (f", did you mean '{near[0]}'?" if near else ""),
@@ -383,12 +421,17 @@ def parse_config(raw: object, *, origin: str) -> Config:
 
 def _explain(problem: Any) -> str:
     place = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "value_error" and not problem["loc"]:
+        return str(problem["ctx"]["error"])  # of the whole file, which would be long to repeat
     if problem["type"] != "extra_forbidden":
         return f"{place or 'file'}: {problem['msg']} (got {problem['input']!r})"
     *parents, key = [str(part) for part in problem["loc"]]
-    section: type[BaseModel] = Config
+    section: type[BaseModel] | None = Config
     for parent in parents:
-        section = section.model_fields[parent].annotation  # type: ignore[assignment]  # sections nest, values do not
+        section = (
+            _section(section.model_fields[parent].annotation) if section and parent in section.model_fields else section
+        )
+    assert section is not None, "sections nest, values do not"
     here = [".".join([*parents, name]) for name in section.model_fields]
     near = _nearest(key, here) or _nearest(key, _all_keys(Config))
     return f"unknown key '{place}'" + (f", did you mean '{near}'?" if near else "")
@@ -405,9 +448,15 @@ def _all_keys(section: type[BaseModel], prefix: str = "") -> list[str]:
     keys = []
     for name, field in section.model_fields.items():
         keys.append(prefix + name)
-        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
-            keys += _all_keys(field.annotation, f"{prefix}{name}.")
+        if inner := _section(field.annotation):
+            keys += _all_keys(inner, f"{prefix}{name}.")
     return keys
+
+
+def _section(annotation: Any) -> type[Section] | None:
+    """The section that a field holds: itself, or one a name."""
+    inner = get_args(annotation)[-1] if get_origin(annotation) is dict else annotation
+    return inner if isinstance(inner, type) and issubclass(inner, Section) else None
 
 
 def describe_config() -> str:
@@ -419,9 +468,39 @@ def _describe(section: Section, pad: str) -> str:
     lines: list[str] = []
     for name, field in type(section).model_fields.items():
         value = getattr(section, name)
-        comment = [f"{pad}# {line.strip()}" for line in (field.description or type(value).__doc__ or "").splitlines()]
+        comment = _comment(field.description or type(value).__doc__, pad)
         if isinstance(value, Section):
             lines += ["", *comment, f"{pad}{name}:", _describe(value, pad + "  ")]
+        elif inner := _section(field.annotation):
+            lines += [*comment, *_legend(inner, f"{pad}#   "), f"{pad}{name}:"]
+            lines += [f"{pad}  {key}: {_differences(recipe)}" for key, recipe in value.items()]
         else:
-            lines += [*comment, f"{pad}{name}: {json.dumps(value, ensure_ascii=False)}"]
+            lines += [*comment, f"{pad}{name}: {_as_yaml(value)}"]
     return "\n".join(lines)
+
+
+def _legend(section: type[Section], pad: str) -> list[str]:
+    """What the keys of a section mean, and their defaults, as comments."""
+    lines: list[str] = []
+    for name, field in section.model_fields.items():
+        inner = _section(field.annotation)
+        default = "" if field.is_required() or inner else f" ({_as_yaml(field.default)})"
+        lines += [
+            f"{pad}{name}{default}:",
+            *(f"{pad}  {line.strip()}" for line in (field.description or "").splitlines()),
+        ]
+        lines += _legend(inner, f"{pad}  ") if inner else []
+    return lines
+
+
+def _differences(section: Section) -> str:
+    """A section on one line, without what it leaves at the default."""
+    return _as_yaml(section.model_dump(exclude_defaults=True))
+
+
+def _as_yaml(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _comment(text: str | None, pad: str) -> list[str]:
+    return [f"{pad}# {line.strip()}" for line in (text or "").splitlines()]

@@ -14,7 +14,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from components.core.config import LoopConfig, StrategyName
+from components.core.recipes import Recipe, StrategyName
 
 EffectUnit = Literal["kernel distance", "standard deviations", "share of images", "share among the furthest 5 %"]
 Action = Literal["train", "skip", "quarantine"]
@@ -283,7 +283,7 @@ class Rung(Document):
     """One training attempt of a plan: the strategy, its hyperparameters, and what it will cost."""
 
     strategy: StrategyName
-    hyperparameters: LoopConfig
+    hyperparameters: Recipe
     training_rows: int
     estimated_seconds: float | None
 
@@ -320,13 +320,18 @@ class Lineage(Document):
     parent: str | None
     windows: tuple[str, ...]
     strategy: StrategyName
-    hyperparameters: LoopConfig
+    hyperparameters: Recipe
     seed: int
     package: str
 
 
 class TrainingSummary(StepDocument):
-    """What an attempt did. `losses`: mean training loss of each epoch, nats. `images_per_second` counts every pass."""
+    """What a rung's training did, over all its attempts.
+
+    `losses`: mean training loss of each epoch, nats; `accuracies`: those on rows set aside, where some were.
+    `images_per_second` counts every pass. `attempts` is one more than the times it was cut off, and `lost_seconds` what
+    had to be done again after that.
+    """
 
     version: str
     strategy: StrategyName
@@ -334,9 +339,12 @@ class TrainingSummary(StepDocument):
     replayed_rows: int
     classes: tuple[str, ...]
     losses: tuple[float, ...]
+    accuracies: tuple[float, ...] = ()
     seconds: float
     images_per_second: float
     device: str
+    attempts: int = 1
+    lost_seconds: float = 0.0
 
     @property
     def word(self) -> str:
@@ -345,9 +353,10 @@ class TrainingSummary(StepDocument):
     @property
     def sentence(self) -> str:
         replay = f", {self.replayed_rows} of them replayed" if self.replayed_rows else ""
+        cut = f" in {self.attempts} attempts, {self.lost_seconds:.0f} s lost" if self.attempts > 1 else ""
         return (
             f"{self.strategy} on {self.rows} images{replay}: loss {self.losses[0]:.3f} to {self.losses[-1]:.3f} in "
-            f"{self.seconds:.0f} s on {self.device}. Challenger {self.version[:12]}."
+            f"{self.seconds:.0f} s on {self.device}{cut}. Challenger {self.version[:12]}."
         )
 
 

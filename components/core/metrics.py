@@ -6,13 +6,80 @@ Names are `retrain_<noun>_<unit>`; labels come from closed sets, never a run id.
 from __future__ import annotations
 
 import logging
+import os
+import time
 from http.client import HTTPException
 
-from prometheus_client import CollectorRegistry, Gauge, push_to_gateway
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, push_to_gateway, start_http_server
 
 from components.core.contracts import RunReport
 
 logger = logging.getLogger(__name__)
+
+
+PORT_VARIABLE = "RETRAIN_METRICS_PORT"  # set in the pods that train (`pipelines.runtime`); without it nothing listens
+STEP_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+
+
+class TrainingMetrics:
+    """How a training is getting on, while it runs."""
+
+    def __init__(self, registry: CollectorRegistry, model: str) -> None:
+        self.registry, self.model = registry, model
+        self.epoch = self._gauge("epoch", "Epochs done.")
+        self.loss = self._gauge("loss_value", "Mean loss of the last epoch, nats.")
+        self.accuracy = self._gauge(
+            "validation_accuracy_ratio", "Accuracy on rows set aside, after the last epoch."
+        )
+        self.checkpoint = self._gauge("last_checkpoint_timestamp_seconds", "When the last checkpoint was kept.")
+        self.lost = self._gauge("lost_work_seconds", "Time spent on steps that were taken again.")
+        self.memory = self._gauge("gpu_memory_peak_bytes", "Most GPU memory in use so far.")
+        self.world_size = self._gauge("world_size", "Processes that train together.")
+        self.samples = self._counter("samples", "Images that went through the network.")
+        self.resumes = self._counter("resumes", "How often it has gone on after a cut.")
+        self.step_duration = Histogram(
+            "retrain_train_step_duration_seconds",
+            "Time from step to step.",
+            ["model"],
+            buckets=STEP_BUCKETS,
+            registry=registry,
+        ).labels(model)
+        self._last = time.monotonic()
+
+    def serve(self, port: int) -> None:
+        """Answer /metrics on a port, from a thread. A port that is taken is logged and changes nothing else."""
+        try:
+            start_http_server(port, registry=self.registry)
+        except OSError as error:
+            logger.warning("no metrics of this training: port %d: %s", port, error)
+
+    def on_rows(self, rows: int) -> None:
+        """A step with so many rows is done."""
+        now = time.monotonic()
+        self.step_duration.observe(now - self._last)
+        self._last = now
+        self.samples.inc(rows)
+
+    def on_epoch(self, epochs: int, loss: float, accuracy: float | None) -> None:
+        """An epoch is done."""
+        self.epoch.set(epochs)
+        self.loss.set(loss)
+        if accuracy is not None:
+            self.accuracy.set(accuracy)
+
+    def _gauge(self, name: str, text: str) -> Gauge:
+        return Gauge(f"retrain_train_{name}", text, ["model"], registry=self.registry).labels(self.model)
+
+    def _counter(self, name: str, text: str) -> Counter:
+        return Counter(f"retrain_train_{name}", text, ["model"], registry=self.registry).labels(self.model)
+
+
+def training_metrics(model: str) -> TrainingMetrics:
+    """Metrics of a training, served where the environment names a port (RETRAIN_METRICS_PORT)."""
+    metrics = TrainingMetrics(CollectorRegistry(), model)
+    if port := os.environ.get(PORT_VARIABLE):
+        metrics.serve(int(port))
+    return metrics
 
 
 class RunMetrics:

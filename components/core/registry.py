@@ -67,7 +67,7 @@ class Registry:
         Raises:
             IntegrityError: The version, the file or its digest is not what was written; the message names the file.
         """
-        manifest = self._manifest(version)
+        manifest = self.manifest(version)
         if name not in manifest.files:
             raise self._broken(version, name, "not listed in the manifest")
         try:
@@ -84,7 +84,7 @@ class Registry:
         Raises:
             IntegrityError: Names the first file that is not what was written.
         """
-        manifest = self._manifest(version)
+        manifest = self.manifest(version)
         for name in manifest.files:
             self.read_file(version, name)
         return manifest
@@ -213,7 +213,12 @@ class Registry:
     def _key(self, version: str, name: str) -> str:
         return f"models/{self.model}/versions/{version}/{name}"
 
-    def _manifest(self, version: str) -> VersionManifest:
+    def manifest(self, version: str) -> VersionManifest:
+        """The list of a version's files, checked against its id.
+
+        Raises:
+            IntegrityError: It is missing, or not what was written.
+        """
         try:
             data = self.store.get(self._key(version, "manifest.json"))
         except KeyMissing as error:

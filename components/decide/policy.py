@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
-from components.core.config import DecisionConfig, LoopConfig, StrategyName
+from components.core.config import DecisionConfig
 from components.core.contracts import Action, Decision, DriftReport, Rung, ValidationReport
+from components.core.recipes import Recipe, StrategyName
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,16 +175,14 @@ RULES: tuple[Rule, ...] = (
 def decide(
     evidence: Evidence,
     config: DecisionConfig,
-    loops: Mapping[StrategyName, LoopConfig],
-    replay_fraction: float,
+    recipes: Mapping[StrategyName, Recipe],
 ) -> Decision:
     """Apply the rules in order and lay out the ladder from the first rung upwards.
 
     Args:
         evidence: See `Evidence`.
         config: Thresholds and ladder.
-        loops: Hyperparameters of each strategy.
-        replay_fraction: Share of the old rows that the cheap strategies replay.
+        recipes: What each strategy does.
     """
     rule, choice = next((r, c) for r in RULES if (c := r(evidence, config)))
     reasons = [choice.sentence]
@@ -196,7 +195,7 @@ def decide(
         action=choice.action,
         rule=rule.__name__.replace("_", "-"),
         reasons=tuple(reasons),
-        rungs=tuple(_rung(strategy, evidence, loops[strategy], replay_fraction) for strategy in rungs),
+        rungs=tuple(_rung(strategy, evidence, recipes[strategy]) for strategy in rungs),
         classes=(*evidence.champion_classes, *sorted(learnable_classes(evidence, config))),
         champion=evidence.champion,
         old_windows=evidence.old_windows,
@@ -225,13 +224,13 @@ def _ladder(first: StrategyName | None, ladder: tuple[StrategyName, ...]) -> Ite
         yield first
 
 
-def _rung(strategy: StrategyName, evidence: Evidence, loop: LoopConfig, replay_fraction: float) -> Rung:
-    old = evidence.old_rows if strategy == "retrain" else round(replay_fraction * evidence.old_rows)
-    rows = old + evidence.new_rows
+def _rung(strategy: StrategyName, evidence: Evidence, recipe: Recipe) -> Rung:
+    shares = {"new": 0.0, "replay": recipe.replay_fraction, "all": 1.0}
+    rows = evidence.new_rows + round(shares[recipe.rows] * evidence.old_rows)
     speed = evidence.images_per_second.get(strategy)
     return Rung(
         strategy=strategy,
-        hyperparameters=loop,
+        hyperparameters=recipe,
         training_rows=rows,
-        estimated_seconds=rows * loop.epochs / speed if speed else None,
+        estimated_seconds=rows * recipe.epochs / speed if speed else None,
     )

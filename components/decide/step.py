@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 
-from components.core.config import MAX_RUNGS, Config, LoopConfig, StrategyName, check_strategy
+from components.core.config import MAX_RUNGS, Config, check_strategy
 from components.core.contracts import Decision, DriftReport, TrainingSummary, ValidationReport
+from components.core.recipes import StrategyName
 from components.core.registry import Registry
 from components.core.runs import Run, open_run, perform
 from components.core.windows import Window
@@ -20,13 +21,7 @@ def run(config_path: str, run_id: str, window: str) -> Decision:
 
 def _decide(record: Run, window: str) -> Decision:
     config = record.config
-    training = config.training
-    loops: dict[StrategyName, LoopConfig] = {
-        "head-only": training.head_only,
-        "fine-tune": training.fine_tune,
-        "retrain": training.retrain,
-    }
-    return decide(_evidence(record, config, window), config.decision, loops, training.replay_fraction)
+    return decide(_evidence(record, config, window), config.decision, config.training.strategies)
 
 
 def _evidence(record: Run, config: Config, window: str) -> Evidence:
@@ -51,7 +46,7 @@ def _evidence(record: Run, config: Config, window: str) -> Evidence:
         old_rows=sum(Window.open(record.store, config.dataset, w).document.train_rows for w in past),
         new_rows=document.train_rows,
         held_out=document.holdout_rows,
-        forced=check_strategy(record.parameters.strategy),
+        forced=check_strategy(record.parameters.strategy, config),
         images_per_second=_measured_speeds(record, registry, version),
     )
 

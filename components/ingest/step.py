@@ -42,7 +42,7 @@ def run(config_path: str, run_id: str, source: str, strategy: str) -> WindowDocu
 
 
 def _ingest(record: Run, config: Config, source: str, strategy: str) -> WindowDocument:
-    check_strategy(strategy)  # here, so that a typing error in the start form is filed with the run
+    check_strategy(strategy, config)  # here, so that a typing error in the start form is filed with the run
     return ingest(record.store, config, source)
 
 

@@ -1,26 +1,41 @@
-"""The training loop: shuffled batches, AdamW, warm-up and cosine decay. Values in, values out."""
+"""The training loop: steps, epochs, the moving average, the best epoch, snapshots. One for all strategies and machines.
+
+Whatever is random is drawn from the number of the step (`randomness`), and rates are a function of it, so a snapshot
+holds tensors and a number, and a training that goes on from one ends with the same bits.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from components.core.config import LoopConfig
+from components.core.recipes import LoopConfig
+from components.train import distributed
+from components.train.augmentation import NOISE, Mixing, augment
+from components.train.batches import Gathered, Rows, Schedule, prefetch
+from components.train.checkpoint import Keeper, NoCheckpoints, Progress, Snapshot
+from components.train.compute import Compute
+from components.train.interruption import Preempted
+from components.train.objective import Objective, sampling_weights
+from components.train.randomness import Purpose, generator, torch_seed
+from components.train.strategy import Batch, Strategy
+
+MOMENTUM = 0.9
+LEAST_RATE = 0.01  # of the peak, where the exponential schedule ends
 
 
-class Rows(Protocol):
-    """Training rows: a tensor (n, ...), or pixels on disk that are gathered when they are asked for."""
+@dataclass(frozen=True, kw_only=True)
+class Watch:
+    """What the loop tells others, and what it asks them, in every step."""
 
-    device: torch.device
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: Tensor, /) -> Tensor:
-        """The rows at an index, int64 (b,), on `device`."""
+    on_rows: Callable[[int], object] = lambda rows: None
+    on_epoch: Callable[[Progress], object] = lambda progress: None
+    stop_asked: Callable[[], bool] = lambda: False
 
 
 def fit(
@@ -30,57 +45,341 @@ def fit(
     config: LoopConfig,
     *,
     batch_size: int,
-    generator: torch.Generator,
-    on_epoch: Callable[[int], object] = lambda rows: None,
-) -> list[float]:
-    """Minimise cross-entropy over the rows, in place. The caller chooses train or evaluation mode.
+    seed: int,
+    classes: int | None = None,
+    compute: Compute = Compute(),  # noqa: B008  # frozen
+    strategies: Sequence[Strategy] = (),
+    validation: tuple[Rows, Tensor] | None = None,
+    checkpoints: Keeper = NoCheckpoints(),  # noqa: B008  # holds nothing
+    pieces: int = 1,
+    size_at: Callable[[int], int] | None = None,
+    watch: Watch = Watch(),  # frozen
+) -> Progress:
+    """Minimise cross-entropy, and what the strategies add to it, in place.
 
     Args:
-        network: Maps a batch of `inputs` to logits (n, classes); its parameters with `requires_grad` are updated.
+        network: A classifier, or any network from rows to logits (n, classes); weights with `requires_grad` move.
         inputs: n >= 2 rows, on any device.
-        labels: Class indices, int64, shape (n,), on the network's device.
-        config: Epochs and rates.
-        batch_size: Most rows of one step; the rows are spread evenly, so that no step has fewer than two.
-        generator: Order of the rows; on the CPU.
-        on_epoch: Called with the number of rows done since the last call.
+        labels: Class indices, int64, shape (n,).
+        config: How the steps are taken.
+        batch_size: Rows that go through the network at once, on all processes together.
+        seed: Of everything that is drawn.
+        classes: How many there are; by default, as many as labels name.
+        compute: Device and precision.
+        strategies: Each does its part.
+        validation: Rows and labels to choose the best epoch by. Without them the last epoch is the result.
+        checkpoints: Where to go on from, and where to keep snapshots.
+        pieces: Into how many parts a batch is cut because it does not fit into memory; the step stays the same.
+        size_at: Side of the images in an epoch, in pixels, where it grows.
+        watch: Who is told.
 
     Returns:
-        Mean loss of each epoch, in nats.
+        Steps taken, the mean loss of each epoch (nats), validation accuracies.
 
     Raises:
-        FloatingPointError: The loss is not finite any more.
+        FloatingPointError: The loss is not finite any more; nothing is kept of it.
+        Preempted: `watch.stop_asked` said so, and a snapshot is kept.
+        torch.OutOfMemoryError: With a snapshot of the step before it kept.
     """
-    parameters = [p for p in network.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
-    batches = max(1, min(math.ceil(len(inputs) / batch_size), len(inputs) // 2))
-    steps = config.epochs * batches
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warmup_cosine(step, steps))
-    losses = []
-    for _ in range(config.epochs):
-        order = torch.randperm(len(inputs), generator=generator)
-        total = torch.zeros((), device=labels.device)
-        for index in order.tensor_split(batches):
-            rows = inputs[index.to(inputs.device)].to(labels.device)
-            loss = nn.functional.cross_entropy(network(rows), labels[index.to(labels.device)])
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-            total += loss.detach() * len(index)
-        losses.append(float(total) / len(inputs))
-        if not math.isfinite(losses[-1]):
-            raise FloatingPointError(f"loss is {losses[-1]} in epoch {len(losses)}: lower the learning rate")
-        on_epoch(len(inputs))
-    return losses
+    labels = labels.to(compute.device)
+    view = compute.place(network)
+    weights = sampling_weights(labels) if config.balance == "sampler" else None
+    schedule = Schedule(
+        rows=len(inputs), step_rows=batch_size * config.accumulate, epochs=config.epochs, seed=seed, weights=weights
+    )
+    stepper = Stepper(
+        view=view,
+        labels=labels,
+        objective=Objective(labels, classes or int(labels.max()) + 1, config),
+        config=config,
+        compute=compute,
+        strategies=strategies,
+        pieces=config.accumulate * pieces,
+        seed=seed,
+    )
+    state = State.begin(network, config, compute, checkpoints.latest())
+    with _seeds_restored(), closing(prefetch(inputs, schedule.from_step(state.progress.step), compute.device)) as rows:
+        _set_mode(view, strategies)
+        for gathered in rows:
+            if state.finished(config):
+                break
+            try:
+                size = size_at(gathered.step // schedule.steps_an_epoch) if size_at else None
+                loss = stepper.take(gathered, state, rate(gathered.step, schedule.steps, config), size)
+            except torch.OutOfMemoryError:
+                state.optimizer.zero_grad(set_to_none=True)
+                checkpoints.save(state.snapshot(), wait=True)
+                raise
+            state.count(loss, len(gathered.index))
+            watch.on_rows(len(gathered.index))
+            checkpoints.beat(state.progress.step)
+            if schedule.ends_epoch(gathered.step):
+                state.end_epoch(schedule.rows, validation and (lambda: accuracy(network, *validation, compute)))
+                watch.on_epoch(state.progress)
+                _set_mode(view, strategies)
+            if gathered.step + 1 < schedule.steps:
+                _keep_if_due(state, checkpoints, watch.stop_asked)
+    state.take_best()
+    return state.progress
 
 
-def warmup_cosine(step: int, steps: int) -> float:
-    """Factor on the peak rate, in [0, 1]: linear over the first 5 % of the steps, then half a cosine to zero.
+@dataclass(frozen=True, kw_only=True)
+class Stepper:
+    """What every step needs and none changes."""
+
+    view: nn.Module
+    labels: Tensor
+    objective: Objective
+    config: LoopConfig
+    compute: Compute
+    strategies: Sequence[Strategy]
+    pieces: int
+    seed: int
+
+    def take(self, gathered: Gathered, state: State, factor: float, size: int | None) -> Tensor:
+        """Take one step of the weights, at `factor` of the peak rate. Returns its mean loss, on the device."""
+        for group in state.optimizer.param_groups:
+            group["lr"] = self.config.learning_rate * factor
+        loss = self._gradients(gathered, size)
+        for strategy in self.strategies:
+            strategy.add_gradient()
+        if self.config.clip_norm is not None:
+            nn.utils.clip_grad_norm_(state.moving, self.config.clip_norm)
+        state.optimizer.step()
+        state.optimizer.zero_grad(set_to_none=True)
+        state.average(self.config.ema_decay)
+        return loss
+
+    def _gradients(self, gathered: Gathered, size: int | None) -> Tensor:
+        """Accumulate the gradients of a step, piece by piece; each process takes its share of every piece."""
+        step, rows = gathered.step, len(gathered.index)
+        torch.manual_seed(torch_seed(self.seed, Purpose.DROPOUT, step))
+        rng = generator(self.seed, Purpose.AUGMENTATION, step)
+        noise = (
+            torch.from_numpy(rng.random((rows, NOISE), dtype="float32")) if self.config.augmentation.active else None
+        )
+        total = torch.zeros((), device=self.compute.device)
+        pieces = torch.arange(rows).tensor_split(min(self.pieces, max(1, rows // (2 * distributed.world_size()))))
+        for number, whole in enumerate(pieces, start=1):
+            part = distributed.share_of(whole)
+            mine = slice(int(part[0]), int(part[-1]) + 1)
+            images = self._images(gathered.rows[mine], noise[mine] if noise is not None else None, size)
+            mixing = self._mixing(images, rng)
+            with _last_synchronises(self.view, last=number == len(pieces)):
+                loss = self._loss(images, gathered.index[mine].to(self.compute.device, non_blocking=True), mixing)
+                # A sum over processes is wanted, and DDP averages: each counts for its share of the step's rows.
+                (loss * (len(part) * distributed.world_size() / rows)).backward()
+            total += loss.detach() * (len(part) / rows)
+        return distributed.sum_of_all(total)
+
+    def _images(self, rows: Tensor, noise: Tensor | None, size: int | None) -> Tensor:
+        if rows.dim() != 4:
+            return rows
+        rows = rows.contiguous(memory_format=torch.channels_last)
+        if noise is not None:
+            rows = augment(rows, self.config.augmentation, noise.to(rows.device, non_blocking=True))
+        if size is not None and size != rows.shape[-1]:
+            rows = nn.functional.interpolate(rows.float(), size=(size, size), mode="bilinear", antialias=True)
+        return rows
+
+    def _mixing(self, images: Tensor, rng: object) -> Mixing | None:
+        return Mixing.draw(self.config.mixup, self.config.cutmix, images.shape[-2], images.shape[-1], rng)  # type: ignore[arg-type]
+
+    def _loss(self, images: Tensor, index: Tensor, mixing: Mixing | None) -> Tensor:
+        labels = self.labels[index]
+        with self.compute.autocast():
+            outputs = self.view(mixing.images(images) if mixing else images)
+        loss = self.objective(outputs, labels, mixing)
+        batch = Batch(index=index, labels=labels, mixing=mixing, outputs=outputs)
+        for strategy in self.strategies:
+            if (term := strategy.loss(batch)) is not None:
+                loss = loss + term
+        return loss
+
+
+class State:
+    """Everything that changes from step to step: what a snapshot holds."""
+
+    def __init__(self, network: nn.Module, config: LoopConfig, compute: Compute) -> None:
+        self.network = network
+        self.named = {name: p for name, p in network.named_parameters() if p.requires_grad}
+        self.moving = list(self.named.values())
+        self.optimizer = _optimizer(self.moving, config, fused=compute.device.type == "cuda")
+        self.averaged = {n: v.detach().clone() for n, v in network.state_dict().items()} if config.ema_decay else {}
+        self.best: dict[str, Tensor] = {}
+        self.total = torch.zeros((), device=compute.device)
+        self.progress = Progress()
+
+    @classmethod
+    def begin(cls, network: nn.Module, config: LoopConfig, compute: Compute, snapshot: Snapshot | None) -> State:
+        """The state before the first step, or that of a snapshot."""
+        state = cls(network, config, compute)
+        if snapshot is not None:
+            state.restore(snapshot)
+        return state
+
+    def snapshot(self) -> Snapshot:
+        """All of it, sharing memory."""
+        optimizer = {
+            f"{name}/{key}": torch.as_tensor(value)
+            for name, parameter in self.named.items()
+            for key, value in self.optimizer.state[parameter].items()
+            if value is not None
+        }
+        groups = {
+            "network": self.network.state_dict(),
+            "optimizer": optimizer,
+            "averaged": self.averaged,
+            "best": self.best,
+            "sum": {"loss": self.total},
+        }
+        tensors = {f"{group}:{name}": value for group, values in groups.items() for name, value in values.items()}
+        return Snapshot(tensors=tensors, progress=self.progress)
+
+    @torch.no_grad()
+    def restore(self, snapshot: Snapshot) -> None:
+        """Take everything over from a snapshot."""
+        groups: dict[str, dict[str, Tensor]] = {}
+        for key, value in snapshot.tensors.items():
+            group, _, name = key.partition(":")
+            groups.setdefault(group, {})[name] = value
+        self.network.load_state_dict(groups["network"])
+        for name, parameter in self.named.items():
+            entries = {
+                k.rpartition("/")[2]: v for k, v in groups.get("optimizer", {}).items() if k.startswith(f"{name}/")
+            }
+            for key, value in entries.items():
+                # AdamW's count of steps lies where its optimiser wants it; moments lie where the weights do.
+                self.optimizer.state[parameter][key] = value.clone() if value.dim() == 0 else value.to(parameter)
+        for name, value in groups.get("averaged", {}).items():
+            self.averaged[name].copy_(value)
+        self.best = {name: value.to(self.total.device) for name, value in groups.get("best", {}).items()}
+        self.total.copy_(groups["sum"]["loss"])
+        self.progress = snapshot.progress
+
+    def finished(self, config: LoopConfig) -> bool:
+        """Whether the last `patience` epochs were no better than the best before them."""
+        progress = self.progress
+        if config.patience is None or progress.best is None:
+            return False
+        return len(progress.accuracies) - 1 - progress.best >= config.patience
+
+    def count(self, loss: Tensor, rows: int) -> None:
+        """Add a step."""
+        self.total += loss * rows
+        self.progress = self.progress.model_copy(update={"step": self.progress.step + 1})
+
+    @torch.no_grad()
+    def average(self, decay: float) -> None:
+        """Move the average toward the weights as they are now."""
+        if not self.averaged:
+            return
+        now = self.network.state_dict()
+        floats = [name for name, value in now.items() if value.is_floating_point()]
+        torch._foreach_lerp_([self.averaged[n] for n in floats], [now[n] for n in floats], 1 - decay)
+        for name in now.keys() - set(floats):
+            self.averaged[name].copy_(now[name])
+
+    def end_epoch(self, rows: int, validate: Callable[[], float] | None) -> None:
+        """Close the sum of the epoch's losses, and look whether it was the best epoch so far."""
+        mean = float(self.total) / rows
+        if not math.isfinite(mean):
+            raise FloatingPointError(
+                f"loss is {mean} in epoch {len(self.progress.losses) + 1}: lower the learning rate"
+            )
+        self.total.zero_()
+        update: dict[str, object] = {"losses": (*self.progress.losses, mean)}
+        if validate:
+            with self._averaged_weights():
+                accuracies = (*self.progress.accuracies, validate())
+                update["accuracies"] = accuracies
+                if self.progress.best is None or accuracies[-1] > accuracies[self.progress.best]:
+                    update["best"] = len(accuracies) - 1
+                    self.best = {name: value.clone() for name, value in self.network.state_dict().items()}
+        self.progress = self.progress.model_copy(update=update)
+
+    def take_best(self) -> None:
+        """Leave the network with the best epoch's weights, or with the average, or as it is."""
+        if self.best or self.averaged:
+            self.network.load_state_dict(self.best or self.averaged)
+
+    @contextmanager
+    def _averaged_weights(self) -> Iterator[None]:
+        if not self.averaged:
+            yield
+            return
+        now = {name: value.clone() for name, value in self.network.state_dict().items()}
+        self.network.load_state_dict(self.averaged)
+        yield
+        self.network.load_state_dict(now)
+
+
+def rate(step: int, steps: int, config: LoopConfig) -> float:
+    """Factor on the peak rate at a step, in [0, 1]: a linear warm-up, then the configured fall.
 
     Source:
-        Loshchilov & Hutter, "SGDR", ICLR 2017; warm-up: Goyal et al., "Accurate, Large Minibatch SGD", 2017.
+        Cosine: Loshchilov & Hutter, "SGDR", ICLR 2017; warm-up: Goyal et al., "Accurate, Large Minibatch SGD", 2017.
     """
-    warmup = max(1, round(0.05 * steps))
+    warmup = max(1, round(config.warmup * steps))
     if step < warmup:
         return (step + 1) / warmup
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+    done = (step - warmup) / max(1, steps - warmup)
+    if config.schedule == "cosine":
+        return 0.5 * (1 + math.cos(math.pi * done))
+    return LEAST_RATE**done if config.schedule == "exponential" else 1.0
+
+
+@torch.no_grad()
+def accuracy(network: nn.Module, rows: Rows, labels: Tensor, compute: Compute, batch_rows: int = 512) -> float:
+    """Share of rows that a network answers rightly, in [0, 1], in evaluation mode."""
+    network.eval()
+    right = torch.zeros((), dtype=torch.int64, device=compute.device)
+    for index in torch.arange(len(rows)).split(batch_rows):
+        with compute.autocast():
+            answers = network(rows[index.to(rows.device)].to(compute.device)).argmax(1)
+        right += (answers == labels[index.to(labels.device)].to(compute.device)).sum()
+    return int(right) / max(1, len(rows))
+
+
+def _keep_if_due(state: State, checkpoints: Keeper, stop_asked: Callable[[], bool]) -> None:
+    """Keep a snapshot when it is time, or when any process was told to stop; then all stop at this step."""
+    stop, due = distributed.any_of_all(stop_asked(), checkpoints.due())
+    if not (stop or due):
+        return
+    if not math.isfinite(float(state.total)):
+        raise FloatingPointError(f"loss is {float(state.total)} at step {state.progress.step}: lower the learning rate")
+    checkpoints.save(state.snapshot(), wait=stop)
+    if stop:
+        raise Preempted(state.progress.step)
+
+
+def _set_mode(network: nn.Module, strategies: Sequence[Strategy]) -> None:
+    network.train()
+    for strategy in strategies:
+        strategy.set_mode(network)
+
+
+def _optimizer(parameters: list[nn.Parameter], config: LoopConfig, *, fused: bool) -> torch.optim.Optimizer:
+    """One kernel for all weights: fused on a GPU, by lists (foreach) on a CPU."""
+    kind = {"fused": fused, "foreach": not fused}
+    rates = {"lr": config.learning_rate, "weight_decay": config.weight_decay}
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(parameters, momentum=MOMENTUM, nesterov=True, **rates, **kind)
+    return torch.optim.AdamW(parameters, **rates, **kind)
+
+
+@contextmanager
+def _last_synchronises(view: nn.Module, *, last: bool) -> Iterator[None]:
+    """Several pieces of a step: gradients travel between processes once, with the last."""
+    if isinstance(view, nn.parallel.DistributedDataParallel) and not last:
+        with view.no_sync():
+            yield
+    else:
+        yield
+
+
+@contextmanager
+def _seeds_restored() -> Iterator[None]:
+    """Leave torch's global generators as they were: dropout draws from them."""
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        yield

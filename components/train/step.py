@@ -1,134 +1,127 @@
-"""Train: load the plan, the champion and the windows; run one rung of the plan; save the challenger as a version."""
+"""Train: run one rung of the plan where the configuration says, and save the challenger as a version."""
 
 from __future__ import annotations
 
-import time
+import logging
 from importlib.metadata import version as package_version
+from typing import NoReturn
 
 import torch
+from safetensors.torch import save as save_tensors
 
-from components.core.config import Config
-from components.core.contracts import Decision, Lineage, Rung, TrainingSummary
-from components.core.datasets import PixelCache, Pixels, load_images
-from components.core.errors import ConfigurationError
-from components.core.models import (
-    Classifier,
-    ModelSpec,
-    best_device,
-    load_classifier,
-    save_classifier,
-)
+from components.core.contracts import Lineage, TrainingSummary
+from components.core.exemplars import EXEMPLARS, write_exemplars
+from components.core.models import Classifier, build_classifier, save_classifier
 from components.core.reference import build_reference
-from components.core.registry import Registry
-from components.core.runs import Run, open_run, perform
-from components.core.windows import SCHEMA, Window
-from components.train.strategies import STRATEGIES, Task
+from components.core.runs import open_run, perform
+from components.core.windows import SCHEMA
+from components.train.checkpoint import lost_seconds
+from components.train.exemplars import choose_exemplars
+from components.train.fisher import accumulate_fisher, empirical_fisher
+from components.train.job import FISHER, Job, Outcome, train_rung
+from components.train.launch import Call, launch
+from components.train.randomness import Purpose, torch_generator
+from components.train.replay import choose_replay
+from components.train.strategies import MODEL
+
+logger = logging.getLogger(__name__)
 
 
 def run(config_path: str, run_id: str, window: str, rung: int) -> TrainingSummary:
-    """Train rung number `rung` (from 1) of the run's plan on a window, and save the challenger."""
+    """Train rung number `rung` (from 1) of the run's plan on a window, and save the challenger.
+
+    A training that was cut off goes on from its last checkpoint, whichever run it belonged to.
+
+    Raises:
+        Preempted: Told to stop (SIGTERM); a checkpoint is kept.
+        ConfigurationError, RunFailed: See `train_rung` and `launch`.
+    """
     record = open_run(config_path, run_id)
-    return perform(f"train-{rung}", record, TrainingSummary, lambda: _train(record, window, rung))
+    job = Job(record, window, rung)
+    call = Call(config_path=config_path, run_id=run_id, window=window, rung=rung)
+    summary = perform(f"train-{rung}", record, TrainingSummary, lambda: _train(job, call))
+    job.checkpoints.remove()  # after the record: lost in between, the result is still there
+    return summary
 
 
-def _train(record: Run, window_id: str, rung: int) -> TrainingSummary:
-    config, decision = record.config, record.need("decide", Decision)
-    plan = decision.rungs[rung - 1]
-    registry = Registry(record.store, config.model)
-    champion = load_classifier(registry, decision.champion) if decision.champion else None
-    new_window = Window.open(record.store, config.dataset, window_id)
-    old_windows = [Window.open(record.store, config.dataset, w) for w in decision.old_windows]
-
-    spec = _spec(config, plan, decision, champion)
-    cache = PixelCache(config.store)
-    old = load_images(old_windows, "train", spec, spec.classes, cache).labelled()
-    new = load_images([new_window], "train", spec, spec.classes, cache, earlier=old_windows).labelled()
-    if champion is None or plan.strategy == "retrain":
-        spec = _normalised(spec, [old.images, new.images])
-    device = best_device()
-    if config.training.cpu_threads:
-        torch.set_num_threads(config.training.cpu_threads)
-    started = time.monotonic()
-    task = Task(
-        spec=spec,
-        champion=champion,
-        old=old,
-        new=new,
-        loop=plan.hyperparameters,
-        head_loop=config.training.head_only,
-        batch_size=config.training.batch_size,
-        replay_fraction=config.training.replay_fraction,
-        generator=torch.Generator().manual_seed(config.training.seed),
-        device=device,
+def _train(job: Job, call: Call) -> TrainingSummary:
+    gpus = torch.cuda.device_count()
+    launch(
+        call,
+        job.config.training,
+        job.checkpoints,
+        here=lambda interruption: train_rung(job.record, job.window, job.rung, interruption),
+        gpus=gpus,
     )
-    try:
-        trained = STRATEGIES[plan.strategy](task)
-    except FloatingPointError as error:
-        raise ConfigurationError(
-            f"training diverged: {error}",
-            expected="a finite loss",
-            next_command=f"lower training.{plan.strategy.replace('-', '_')}.learning_rate",
-        ) from error
-    seconds = time.monotonic() - started
+    outcome, model = _result(job)
+    version = job.registry.save_version(_files(job, outcome, model))
+    return _summary(job, outcome, version)
 
+
+def _result(job: Job) -> tuple[Outcome, Classifier]:
+    """What the training left, on the device."""
+    outcome = job.checkpoints.document("outcome", Outcome, _nothing)
+    weights = job.checkpoints.stage("finished", _nothing)
+    model = build_classifier(outcome.spec, torch_generator(0, Purpose.WEIGHTS))
+    model.load_state_dict({name.removeprefix(MODEL): value for name, value in weights.items()})
+    return outcome, model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+
+
+def _nothing() -> NoReturn:
+    raise AssertionError("a launcher returns when the result is there")
+
+
+def _files(job: Job, outcome: Outcome, model: Classifier) -> dict[str, bytes]:
+    """The version: the model, what drift detection compares with, and what the next update needs."""
+    config, spec = job.config, outcome.spec
     lineage = Lineage(
-        parent=decision.champion,
-        windows=(*decision.old_windows, window_id),
-        strategy=plan.strategy,
-        hyperparameters=plan.hyperparameters,
+        parent=job.decision.champion,
+        windows=(*job.decision.old_windows, job.window),
+        strategy=job.plan.strategy,
+        hyperparameters=outcome.recipe,
         seed=config.training.seed,
         package=package_version("retrain-pipeline"),
     )
-    holdout = load_images([*old_windows, new_window], "holdout", spec, spec.classes, cache, columns=SCHEMA.names)
-    sampling = torch.Generator().manual_seed(config.training.seed)
-    version = registry.save_version(
-        {
-            **save_classifier(trained.model),
-            **build_reference(
-                trained.model,
-                holdout.labelled(),
-                config.evaluation.batch_size,
-                config.drift.rehearsal_images,
-                sampling,
-            ),
-            "lineage.json": lineage.model_dump_json(indent=1).encode(),
-        }
+    holdout = job.images([*job.old_windows, job.new_window], "holdout", spec, columns=SCHEMA.names)
+    reference = build_reference(
+        model,
+        holdout,
+        config.evaluation.batch_size,
+        config.drift.rehearsal_images,
+        torch_generator(config.training.seed, Purpose.REFERENCE),
     )
+    files = {**save_classifier(model), **reference, "lineage.json": lineage.model_dump_json(indent=1).encode()}
+    files[EXEMPLARS] = write_exemplars(choose_exemplars(job, outcome, model))
+    if outcome.recipe.ewc:
+        files[FISHER] = save_tensors(_fisher(job, outcome, model))
+    return files
+
+
+def _fisher(job: Job, outcome: Outcome, model: Classifier) -> dict[str, torch.Tensor]:
+    """What matters to the challenger: the window's information, on top of the champion's, which fades."""
+    training = job.config.training
+    rows = job.new_rows(outcome.spec)
+    chosen = rows.subset(
+        choose_replay(rows.labels, training.fisher_rows, torch_generator(training.seed, Purpose.ROWS, 2))
+    )
+    new = empirical_fisher(model, chosen.images, chosen.labels)
+    return {n: v.contiguous().cpu() for n, v in accumulate_fisher(job.fisher(), new, training.fisher_decay).items()}
+
+
+def _summary(job: Job, outcome: Outcome, version: str) -> TrainingSummary:
+    attempts = job.checkpoints.attempts()
+    seconds = sum(attempt.seconds for attempt in attempts)
     return TrainingSummary(
         version=version,
-        strategy=plan.strategy,
-        rows=trained.rows,
-        replayed_rows=trained.replayed_rows,
-        classes=spec.classes,
-        losses=tuple(trained.losses),
+        strategy=job.plan.strategy,
+        rows=outcome.rows,
+        replayed_rows=outcome.replayed_rows,
+        classes=outcome.spec.classes,
+        losses=outcome.losses,
+        accuracies=outcome.accuracies,
         seconds=seconds,
-        images_per_second=trained.rows * plan.hyperparameters.epochs / seconds,
-        device=str(device),
+        images_per_second=outcome.rows * outcome.recipe.epochs / max(seconds, 1e-9),
+        device=outcome.device,
+        attempts=len(attempts),
+        lost_seconds=lost_seconds(attempts),
     )
-
-
-def _spec(config: Config, plan: Rung, decision: Decision, champion: Classifier | None) -> ModelSpec:
-    """What the challenger looks like: the champion's shape when it is updated, the configured one when it is fresh."""
-    if champion is not None and plan.strategy != "retrain":
-        return champion.spec.model_copy(update={"classes": decision.classes})
-    return ModelSpec(
-        architecture=config.training.architecture,
-        classes=decision.classes,
-        image_size=config.training.image_size,
-        channels=config.training.channels,
-        mean=(0.5,) * config.training.channels,
-        std=(0.5,) * config.training.channels,
-    )
-
-
-def _normalised(spec: ModelSpec, sets: list[Pixels]) -> ModelSpec:
-    """Mean and standard deviation of each channel, from histograms of the 256 values: no copy of the images is made."""
-    counts = torch.zeros(spec.channels, 256, dtype=torch.float64)
-    for images in sets:
-        for batch in images.batches(1024):
-            for channel in range(spec.channels):
-                counts[channel] += torch.bincount(batch[:, channel].flatten(), minlength=256)
-    values, weights = torch.arange(256) / 255.0, counts / counts.sum(dim=1, keepdim=True)
-    mean = (weights * values).sum(dim=1)
-    std = (weights * (values - mean[:, None]).square()).sum(dim=1).sqrt().clamp(min=1e-3)
-    return spec.model_copy(update={"mean": tuple(mean.tolist()), "std": tuple(std.tolist())})

@@ -1,145 +1,273 @@
-"""The ways of updating a champion. Each is one function from old model and data to a challenger.
+"""From a recipe to a challenger: rows, start, strategies, steps. The whole of a training on one screen.
 
-Not covered: which one is used (`decide`), and whether its result is any good (`gate`).
+Values in, values out; what takes long is kept by stages, so that it is not done twice. Not covered: where data comes
+from and where results go (`step`), and which recipe is used (`decide`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from components.core.config import LoopConfig, StrategyName
 from components.core.datasets import ImageSet, Pixels
 from components.core.logs import progress
-from components.core.models import Classifier, ModelSpec, build_classifier, extract_features, grow_head
-from components.train.loop import Rows, fit
+from components.core.models import Classifier, ModelSpec, trainable_from, with_image_size
+from components.core.recipes import LoopConfig, Recipe
+from components.train import distributed
+from components.train.adaptation import Interpolation, KeepBatchNorm
+from components.train.checkpoint import Keeper, NoCheckpoints, Progress
+from components.train.compute import Compute
+from components.train.logistic import fit_logistic
+from components.train.loop import Watch, fit
+from components.train.objective import effective_weights
+from components.train.regularisers import EWC, L1SP, L2SP, Distillation
+from components.train.rows import TrainingRows, choose_rows
+from components.train.starts import Start, start_model
+from components.train.strategy import Situation, Strategy, Tensors
+
+MODEL = "model."
+LOSSES = "losses"  # of fitting a grown head
+
+
+class Stages(Keeper, Protocol):
+    """Checkpoints that also keep what was computed before the steps."""
+
+    def stage(self, name: str, make: Callable[[], Tensors]) -> Tensors:
+        """What is kept under a name, or else what `make` gives, which is then kept."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """What a strategy works on. `old` are training rows of the champion's windows, `new` those of the current one; the
-    labels of both index `spec.classes`, the champion's classes first. `champion` is None for the first model."""
+    """What a training works on.
+
+    Attributes:
+        spec: What the challenger looks like; its classes are the champion's first.
+        champion: None for the first model.
+        fresh: Makes a classifier of `spec` with fresh (or pretrained) weights.
+        old: Rows of the champion's windows that train again. Labels of all rows index `spec.classes`.
+        new: Training rows of the window.
+        memory: Rows that stand for what the champion learnt, for its Fisher information and for episodes.
+        fisher: The champion's accumulated Fisher information, by parameter, where its version has it.
+        recipe: How.
+        head: How a head that has grown is fitted before the rest moves.
+        batch_size: Rows that go through the network at once.
+        seed: Of everything that is drawn.
+        compute: Device and precision.
+        pieces: Into how many parts a batch is cut to fit into memory.
+    """
 
     spec: ModelSpec
     champion: Classifier | None
+    fresh: Callable[[], Classifier]
     old: ImageSet
     new: ImageSet
-    loop: LoopConfig
-    head_loop: LoopConfig
+    memory: Callable[[], ImageSet]
+    recipe: Recipe
+    head: LoopConfig
     batch_size: int
-    replay_fraction: float
-    generator: torch.Generator
-    device: torch.device
+    seed: int
+    fisher: Tensors | None = None
+    compute: Compute = field(default_factory=Compute)
+    pieces: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class Trained:
-    """A challenger with how it came about. `losses`: mean of each epoch, nats."""
+    """A challenger with how it came about: `losses` are the mean of each epoch, nats (those of a grown head first),
+    `accuracies` those on the rows set aside."""
 
     model: Classifier
     losses: list[float]
+    accuracies: list[float]
     rows: int
     replayed_rows: int
 
 
-class Strategy(Protocol):
-    """One way of making a challenger."""
+def train_challenger(task: Task, stages: Stages = NoCheckpoints(), watch: Watch = Watch()) -> Trained:  # noqa: B008
+    """Train. The champion's own weights are never touched.
 
-    def __call__(self, task: Task) -> Trained:
-        """Train. The champion's own weights are never touched."""
-
-
-def train_head(task: Task) -> Trained:
-    """Fit only the head, on features of the frozen body computed once: new rows and a replay of old ones.
-
-    Source:
-        Feature extraction as in Donahue et al., "DeCAF", ICML 2014.
+    Raises:
+        FloatingPointError, Preempted, torch.OutOfMemoryError: See `fit`.
+        ConfigurationError: The recipe asks for what the architecture does not have.
     """
-    model = _start_from_champion(task)
-    images, labels, replayed = _new_and_replay(task)
-    losses = _fit_head(task, model, images, labels)
-    return Trained(model=model, losses=losses, rows=len(labels), replayed_rows=replayed)
+    recipe = task.recipe
+    rows = choose_rows(task.old, task.new, recipe.validation_fraction)
+    strategies = strategies_of(recipe, task.fisher)
+    with distributed.first_alone(distributed.is_first()):
+        kept = stages.stage("prepared", lambda: _prepare(task, rows, strategies))
+    kept = {name: value.to(task.compute.device) for name, value in kept.items()}
+    model = _with_weights(task, kept)
+    for strategy in strategies:
+        strategy.begin(model, kept)
+    done = _take_steps(task, model, rows, strategies, stages, watch)
+    for strategy in strategies:
+        strategy.finish(model)
+    return Trained(
+        model=model.eval(),
+        losses=[*kept[LOSSES].tolist(), *done.losses],
+        accuracies=list(done.accuracies),
+        rows=len(rows.labels),
+        replayed_rows=rows.replayed,
+    )
 
 
-def fine_tune(task: Task) -> Trained:
-    """Update all weights at a low rate, on new rows and a class-balanced replay of old ones.
-
-    A head that has grown is fitted alone first: its fresh rows would pull noise through the body, and a low rate
-    would not bring them up.
-
-    Source:
-        Rehearsal: Robins, "Catastrophic forgetting, rehearsal and pseudorehearsal", Connection Science 7 (1995). Head
-        first: Kumar et al., "Fine-Tuning can Distort Pretrained Features", ICLR 2022.
-    """
-    model = _start_from_champion(task)
-    images, labels, replayed = _new_and_replay(task)
-    losses = _fit_head(task, model, images, labels) if _grown(task) else []
-    losses += _fit(task, task.loop, model.train(), images, labels)
-    return Trained(model=model, losses=losses, rows=len(labels), replayed_rows=replayed)
+def strategies_of(recipe: Recipe, fisher: Tensors | None = None) -> list[Strategy]:
+    """The strategies that a recipe combines, in the order in which they act."""
+    offered: list[tuple[object, Callable[[], Strategy]]] = [
+        (recipe.batch_norm == "keep", KeepBatchNorm),
+        (recipe.l1_sp, lambda: L1SP(recipe.l1_sp)),
+        (recipe.l2_sp, lambda: L2SP(recipe.l2_sp)),
+        (recipe.ewc, lambda: EWC(recipe.ewc, fisher)),
+        (recipe.lwf, lambda: Distillation(recipe.lwf, recipe.lwf_temperature)),
+        (recipe.keep_champion, lambda: Interpolation(recipe.keep_champion)),
+    ]
+    return [make() for wanted, make in offered if wanted]
 
 
-def retrain(task: Task) -> Trained:
-    """Train fresh weights on all old and new rows."""
-    model = build_classifier(task.spec, task.generator).to(task.device).train()
-    images = Pixels.concat([task.old.images, task.new.images])
-    labels = torch.cat([task.old.labels, task.new.labels]).to(task.device)
-    return Trained(model=model, losses=_fit(task, task.loop, model, images, labels), rows=len(labels), replayed_rows=0)
-
-
-STRATEGIES: Mapping[StrategyName, Strategy] = {"head-only": train_head, "fine-tune": fine_tune, "retrain": retrain}
-
-
-def choose_replay(labels: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """Draw rows balanced over classes, without putting any back.
-
-    Args:
-        labels: Class indices, int64, shape (n,).
-        count: Rows wanted; all n where there are fewer.
-        generator: Of the draw.
-
-    Returns:
-        Row indices, int64, ascending. Classes differ by at most one row unless one has run out.
-    """
-    shuffled = torch.randperm(len(labels), generator=generator)
-    rank = torch.empty(len(labels), dtype=torch.int64)  # how many of the same class come before a row in the draw
-    for label in labels.unique():
-        members = shuffled[labels[shuffled] == label]
-        rank[members] = torch.arange(len(members))
-    # Lowest rank first takes one of each class in turn; among equal ranks the draw decides.
-    order = shuffled[torch.argsort(rank[shuffled], stable=True)]
-    return order[:count].sort().values
-
-
-def _start_from_champion(task: Task) -> Classifier:
-    assert task.champion is not None, "the policy plans only a retrain while there is no champion"
-    return grow_head(task.champion, task.spec.classes, task.generator).to(task.device)
-
-
-def _new_and_replay(task: Task) -> tuple[Pixels, Tensor, int]:
-    """Images, labels on the device, and how many of them are replayed."""
-    count = round(task.replay_fraction * len(task.old))
-    replay = task.old.subset(choose_replay(task.old.labels, count, task.generator))
-    images = Pixels.concat([replay.images, task.new.images])
-    return images, torch.cat([replay.labels, task.new.labels]).to(task.device), len(replay)
-
-
-def _grown(task: Task) -> bool:
-    assert task.champion is not None
-    return len(task.spec.classes) > len(task.champion.spec.classes)
-
-
-def _fit_head(task: Task, model: Classifier, images: Pixels, labels: Tensor) -> list[float]:
-    features = extract_features(model, images.batches(max(256, task.batch_size))).embeddings.to(task.device)
-    return _fit(task, task.head_loop, model.head, features, labels)
-
-
-def _fit(task: Task, loop: LoopConfig, network: nn.Module, inputs: Rows, labels: Tensor) -> list[float]:
-    label = "training the head" if isinstance(network, nn.Linear) else "training"
-    with progress(label, len(inputs) * loop.epochs) as advance:
-        return fit(
-            network, inputs, labels, loop, batch_size=task.batch_size, generator=task.generator, on_epoch=advance
+def _prepare(task: Task, rows: TrainingRows, strategies: list[Strategy]) -> Tensors:
+    """What precedes the steps: the start, a grown head fitted alone, and what the strategies compute once."""
+    recipe, device = task.recipe, task.compute.device
+    memory = None
+    if recipe.start == "meta":
+        old = task.memory()
+        memory = (old.images, old.labels.to(device))
+    champion = (
+        with_image_size(task.champion, task.champion.spec.image_size).to(device).eval() if task.champion else None
+    )
+    start = Start(spec=task.spec, champion=champion, fresh=task.fresh().to(device), memory=memory, seed=task.seed)
+    model = start_model(recipe, start).to(device)
+    losses: tuple[float, ...] = ()
+    if champion is not None and recipe.layers != "head" and len(task.spec.classes) > len(champion.spec.classes):
+        # At a low rate fresh rows of the head would not come up, and would pull noise through the body meanwhile:
+        # Kumar et al., "Fine-Tuning can Distort Pretrained Features", ICLR 2022.
+        losses = _fit_head(task, model, rows, task.head, []).losses
+    prepared: Tensors = {}
+    if champion is not None:
+        situation = Situation(
+            champion=champion,
+            images=rows.images,
+            labels=rows.labels.to(device),
+            memory=lambda: _of_memory(task),
+            batch_rows=max(256, task.batch_size),
         )
+        for strategy in strategies:
+            prepared |= strategy.prepare(situation)
+    weights = {MODEL + name: value for name, value in model.state_dict().items()}
+    return {**prepared, **weights, LOSSES: torch.tensor(losses, dtype=torch.float64)}
+
+
+def _of_memory(task: Task) -> tuple[Pixels, Tensor]:
+    memory = task.memory()
+    return memory.images, memory.labels
+
+
+def _with_weights(task: Task, kept: Tensors) -> Classifier:
+    """The start, as it was prepared, with what may not move frozen."""
+    model = task.fresh().to(task.compute.device)
+    model.load_state_dict({n.removeprefix(MODEL): v for n, v in kept.items() if n.startswith(MODEL)})
+    if task.recipe.layers == "head":
+        model.body.requires_grad_(False)
+    elif task.recipe.layers != "all":
+        trainable_from(model, task.recipe.layers)
+    return model
+
+
+def _take_steps(
+    task: Task, model: Classifier, rows: TrainingRows, strategies: list[Strategy], stages: Stages, watch: Watch
+) -> Progress:
+    recipe = task.recipe
+    if recipe.layers == "head":
+        return _fit_head(task, model, rows, recipe, strategies, stages, watch)
+    with progress("training", len(rows.labels) * recipe.epochs) as advance:
+        return fit(
+            model,
+            rows.images,
+            rows.labels,
+            recipe,
+            batch_size=task.batch_size,
+            seed=task.seed,
+            classes=len(task.spec.classes),
+            compute=task.compute,
+            strategies=strategies,
+            validation=(rows.validation_images, rows.validation_labels) if recipe.validation_fraction else None,
+            checkpoints=stages,
+            pieces=task.pieces,
+            size_at=_growing_size(task),
+            watch=_also(watch, advance),
+        )
+
+
+def _fit_head(
+    task: Task,
+    model: Classifier,
+    rows: TrainingRows,
+    config: LoopConfig,
+    strategies: list[Strategy],
+    stages: Stages = NoCheckpoints(),  # noqa: B008
+    watch: Watch = Watch(),  # noqa: B008
+) -> Progress:
+    """Fit the head on features of the body that are computed once, not in every epoch."""
+    features = embed(model, rows.images, task)
+    labels = rows.labels.to(task.compute.device)
+    if isinstance(config, Recipe) and config.solver == "lbfgs":
+        counts = torch.bincount(labels, minlength=len(task.spec.classes)).double()
+        weights = effective_weights(counts) if config.balance == "loss" else None
+        losses = fit_logistic(
+            model.head, features, labels, l2=config.weight_decay, iterations=config.epochs, weights=weights
+        )
+        return Progress(losses=tuple(losses))
+    validation = None
+    if config.validation_fraction:
+        validation = (embed(model, rows.validation_images, task), rows.validation_labels)
+    with progress("training the head", len(labels) * config.epochs) as advance:
+        return fit(
+            model.head,
+            features,
+            labels,
+            config,
+            batch_size=task.batch_size,
+            seed=task.seed,
+            classes=len(task.spec.classes),
+            compute=Compute(device=task.compute.device),
+            strategies=strategies,
+            validation=validation,
+            checkpoints=stages,
+            watch=_also(watch, advance),
+        )
+
+
+@torch.no_grad()
+def embed(model: Classifier, images: Pixels, task: Task) -> Tensor:
+    """Features of all images, float32 (n, width), on the device: one pass in evaluation mode."""
+    model.eval()
+    parts = [torch.empty(0, model.head.in_features, device=task.compute.device)]
+    with progress("computing features", len(images)) as advance:
+        for batch in images.batches(max(256, task.batch_size)):
+            placed = batch.to(task.compute.device).contiguous(memory_format=torch.channels_last)
+            parts.append(model.embed(placed).float())
+            advance(len(batch))
+    return torch.cat(parts)
+
+
+def _growing_size(task: Task) -> Callable[[int], int] | None:
+    """Side of the images by epoch, where it grows: in even steps over the first half of the epochs."""
+    if task.recipe.resolution == "direct":
+        return None
+    last = task.spec.image_size
+    first = last // 2 if task.recipe.start == "fresh" or task.champion is None else task.champion.spec.image_size
+    growing = max(1, task.recipe.epochs // 2)
+    return lambda epoch: last if epoch >= growing else round(first + (last - first) * epoch / growing)
+
+
+def _also(watch: Watch, advance: Callable[[int], object]) -> Watch:
+    """The same watch, which advances a progress bar too."""
+
+    def on_rows(rows: int) -> None:
+        advance(rows)
+        watch.on_rows(rows)
+
+    return replace(watch, on_rows=on_rows)

@@ -1,5 +1,6 @@
 """The configuration file: what parses, what is refused, and how the refusal helps."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,6 @@ from pydantic import BaseModel
 
 from components.core.config import (
     Config,
-    LoopConfig,
     Section,
     TrainingConfig,
     check_strategy,
@@ -17,12 +17,16 @@ from components.core.config import (
     parse_config,
 )
 from components.core.errors import ConfigurationError
+from components.core.recipes import RECIPES, Recipe
 
 
 def sections(section: type[BaseModel] = Config) -> list[type[BaseModel]]:
     below = [f.annotation for f in section.model_fields.values()]
     nested = [kind for kind in below if isinstance(kind, type) and issubclass(kind, Section)]
-    return [section, *(s for kind in nested for s in sections(kind))]
+    return [section, *(s for kind in nested for s in sections(kind)), *((Recipe,) if section is Config else ())]
+
+
+DEFAULTS = parse_config({"store": {"uri": "a"}}, origin="defaults")
 
 
 def refusal(text: str) -> str:
@@ -37,7 +41,7 @@ def test_a_store_is_all_that_a_configuration_needs() -> None:
     assert config.model == "classifier"
     assert config.decision.ladder == ("fine-tune", "retrain")
     assert config.gate.old_margin == 0.01
-    assert config.training.head_only == LoopConfig(epochs=60, learning_rate=5e-3)
+    assert config.training.strategies == RECIPES
 
 
 def test_a_configuration_cannot_be_changed_after_loading() -> None:
@@ -53,9 +57,14 @@ def test_a_configuration_cannot_be_changed_after_loading() -> None:
         ("store: {uri: a}\ntraining: {batchsize: 3}", "training.batchsize", "training.batch_size"),
         ("store: {uri: a, endpointurl: b}", "store.endpointurl", "store.endpoint_url"),
         (
-            "store: {uri: a}\ntraining: {fine_tune: {epochs: 1, learning_rate: 1, learning_rates: 3}}",
-            "training.fine_tune.learning_rates",
-            "training.fine_tune.learning_rate",
+            "store: {uri: a}\ntraining: {strategies: {fine-tune: {learning_rates: 3}}}",
+            "training.strategies.fine-tune.learning_rates",
+            "training.strategies.fine-tune.learning_rate",
+        ),
+        (
+            "store: {uri: a}\ntraining: {strategies: {retrain: {augmentation: {flop: true}}}}",
+            "training.strategies.retrain.augmentation.flop",
+            "training.strategies.retrain.augmentation.flip",
         ),
         ("store: {uri: a}\ntraining: {old_margin: 0.1}", "training.old_margin", "gate.old_margin"),
         ("store: {uri: a}\npushgateway: b", "pushgateway", "report.pushgateway"),
@@ -91,7 +100,7 @@ def test_all_problems_are_told_at_once() -> None:
         ("store: {uri: a}\ntraining: {batch_size: large}", "training.batch_size", "large"),
         ("store: {uri: a}\nvalidation: {max_unreadable_fraction: 2}", "validation.max_unreadable_fraction", "2"),
         ("store: {uri: a}\ndecision: {ladder: []}", "decision.ladder", ""),
-        ("store: {uri: a}\ndecision: {ladder: [fine-tune, fly]}", "decision.ladder.1", "fly"),
+        ("store: {uri: a}\ndecision: {ladder: [fine-tune, fly]}", "decision.ladder", "fly"),
         ("store: {uri: a}\ndecision: {ladder: [fine-tune, retrain, retrain, retrain]}", "decision.ladder", ""),
         ("store: {uri: a}\nmodel: ../elsewhere", "model", "../elsewhere"),
         ("store: {uri: a}\nreport: {example_images: 51}", "report.example_images", "51"),
@@ -165,19 +174,19 @@ def test_s3_store_stays(tmp_path: Path) -> None:
     [("auto", None), ("head-only", "head-only"), ("fine-tune", "fine-tune"), ("retrain", "retrain")],
 )
 def test_known_strategies_are_understood(strategy: str, forced: str | None) -> None:
-    assert check_strategy(strategy) == forced
+    assert check_strategy(strategy, DEFAULTS) == forced
 
 
 @pytest.mark.parametrize(("strategy", "nearest"), [("finetune", "fine-tune"), ("re-train", "retrain")])
 def test_unknown_strategy_names_the_nearest(strategy: str, nearest: str) -> None:
     with pytest.raises(ConfigurationError, match=f"did you mean '{nearest}'"):
-        check_strategy(strategy)
+        check_strategy(strategy, DEFAULTS)
 
 
 @pytest.mark.parametrize("strategy", ["", "AUTO", "qqq"])
 def test_unknown_strategy_is_refused(strategy: str) -> None:
-    with pytest.raises(ConfigurationError, match="one of auto, head-only, fine-tune, retrain"):
-        check_strategy(strategy)
+    with pytest.raises(ConfigurationError, match=r"one of auto, logistic, head-only, .*, retrain"):
+        check_strategy(strategy, DEFAULTS)
 
 
 def test_the_printed_configuration_holds_the_defaults() -> None:
@@ -188,13 +197,16 @@ def test_the_printed_configuration_holds_the_defaults() -> None:
 def test_the_printed_configuration_explains_every_key_above_it() -> None:
     lines = describe_config().splitlines()
     keys = [n for n, line in enumerate(lines) if line and not line.lstrip().startswith("#")]
+    keys = [n for n in keys if lines[n].strip().partition(":")[0] not in RECIPES]  # explained by the next test
     assert len(keys) > 50
     assert [lines[n] for n in keys if not lines[n - 1].lstrip().startswith("# ")] == []
     assert "Accuracy drop on the new window" in lines[lines.index("  fine_tune_at_drop: 0.03") - 1]
 
 
-def test_every_strategy_has_its_hyperparameters() -> None:
-    assert {"head_only", "fine_tune", "retrain"} <= set(TrainingConfig.model_fields)
+def test_the_printed_configuration_explains_every_key_of_a_recipe_and_shows_every_strategy() -> None:
+    printed = describe_config()
+    assert all(re.search(rf"^  #   {name}( \(.*\))?:$", printed, re.MULTILINE) for name in Recipe.model_fields)
+    assert all(f"    {name}: {{" in printed for name in RECIPES)
 
 
 @pytest.mark.parametrize("section", sections(), ids=lambda section: section.__name__)
@@ -208,18 +220,42 @@ def test_every_field_says_what_it_means(section: type[BaseModel]) -> None:
     assert silent == []
 
 
-def test_a_grown_learning_rate_of_one_loop_leaves_the_others() -> None:
-    text = "store: {uri: a}\ntraining: {retrain: {epochs: 2, learning_rate: 0.1}}"
+def test_what_is_written_changes_one_strategy_and_leaves_the_others() -> None:
+    text = "store: {uri: a}\ntraining: {strategies: {retrain: {epochs: 2, search: {trials: 3}}}}"
     training = parse_config(yaml.safe_load(text), origin="retrain.yaml").training
-    assert (training.retrain.epochs, training.retrain.weight_decay) == (2, 0.01)
-    assert training.fine_tune == TrainingConfig().fine_tune
+    retrain = training.strategies["retrain"]
+    assert retrain == RECIPES["retrain"].model_copy(update={"epochs": 2, "search": retrain.search})
+    assert (retrain.search.trials, retrain.search.space) == (3, "light")
+    assert training.strategies["fine-tune"] == TrainingConfig().strategies["fine-tune"]
+
+
+def test_a_strategy_of_ones_own_can_be_named_on_the_ladder() -> None:
+    text = "store: {uri: a}\ntraining: {strategies: {mine: {epochs: 2, learning_rate: 0.1, ewc: 5, lwf: 1}}}\n"
+    config = parse_config(yaml.safe_load(f"{text}decision: {{ladder: [mine, retrain]}}"), origin="retrain.yaml")
+    assert config.training.strategies["mine"].ewc == 5
+    assert check_strategy("mine", config) == "mine"
+
+
+def test_a_configuration_that_is_read_back_is_the_same() -> None:
+    text = "store: {uri: a}\ntraining: {strategies: {mine: {epochs: 2, learning_rate: 0.1}, ewc: {ewc: 7}}}"
+    config = parse_config(yaml.safe_load(text), origin="retrain.yaml")
+    assert Config.model_validate_json(config.model_dump_json()) == config
 
 
 @pytest.mark.parametrize(
     ("text", "said"),
     [
         ("store: {uri: a}\nstore: {uri: b}\n", "stands twice"),
-        ("store: {uri: a}\ntraining: {retrain: {epochs: 1, learning_rate: .inf}}\n", "training.retrain.learning_rate"),
+        (
+            "store: {uri: a}\ntraining: {strategies: {retrain: {learning_rate: .inf}}}\n",
+            "training.strategies.retrain.learning_rate",
+        ),
+        ("store: {uri: a}\ntraining: {strategies: {mine: {epochs: 3}}}\n", "training.strategies.mine.learning_rate"),
+        ("store: {uri: a}\ntraining: {strategies: {ewc: {start: fresh}}}\n", "ewc needs the champion"),
+        ("store: {uri: a}\ntraining: {strategies: {fine-tune: {patience: 2}}}\n", "patience needs"),
+        ("store: {uri: a}\ntraining: {strategies: {fine-tune: {solver: lbfgs}}}\n", "lbfgs is for layers: head"),
+        ("store: {uri: a}\ntraining: {nodes: 2}\n", "needs launcher: trainjob"),
+        ("store: {uri: a}\ndecision: {ladder: [fine-tune, foo]}\n", "decision.ladder names 'foo'"),
         ("store: {uri: a}\ndecision: {ladder: [retrain, retrain]}\n", "decision.ladder"),
         ("store: {uri: ''}\n", "store.uri"),
         ("store: {uri: a}\ndrift: {alarm_windows: 3, alarm_memory: 2}\n", "cannot hold alarm_windows 3"),

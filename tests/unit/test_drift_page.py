@@ -15,12 +15,13 @@ import torch
 import yaml
 from PIL import Image
 
-from components.core.config import DriftConfig, LoopConfig, load_config
+from components.core.config import DriftConfig, load_config
 from components.core.contracts import DriftReport, DriftView, Fault, Lineage, MovedClass, RunParameters
 from components.core.datasets import PixelCache, load_images
 from components.core.errors import IntegrityError
 from components.core.models import save_classifier
 from components.core.reference import Reference, build_reference
+from components.core.recipes import Recipe
 from components.core.registry import Registry
 from components.core.runs import Run
 from components.core.storage import DirectoryStore, to_json
@@ -347,7 +348,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str
     ids["known"] = ingest(store, config, known).id
     own, cache = Window.open(store, "images", ids["own"]), PixelCache(config.store)
     holdout = load_images([own], "holdout", champion().spec, CLASSES, cache, columns=SCHEMA.names)
-    loop = LoopConfig(epochs=1, learning_rate=0.1)
+    loop = Recipe(epochs=1, learning_rate=0.1)
     lineage = Lineage(parent=None, windows=(ids["own"],), strategy="retrain", hyperparameters=loop, seed=0, package="0")
     registry = Registry(store, "classifier")
     files = save_classifier(champion()) | build_reference(champion(), holdout, 256, 1000, seeded(0))

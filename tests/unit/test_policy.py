@@ -4,15 +4,16 @@ from dataclasses import replace
 
 import pytest
 
-from components.core.config import DecisionConfig, LoopConfig, StrategyName
+from components.core.config import DecisionConfig
 from components.core.contracts import CheckedExpectation, Decision, DriftReport, Fault, Interval, ValidationReport
+from components.core.recipes import Recipe, StrategyName
 from components.decide.policy import Evidence, decide, learnable_classes
 
 CONFIG = DecisionConfig()
-LOOPS: dict[StrategyName, LoopConfig] = {
-    "head-only": LoopConfig(epochs=60, learning_rate=5e-3),
-    "fine-tune": LoopConfig(epochs=10, learning_rate=5e-4),
-    "retrain": LoopConfig(epochs=30, learning_rate=3e-3),
+LOOPS: dict[StrategyName, Recipe] = {
+    "head-only": Recipe(epochs=60, learning_rate=5e-3),
+    "fine-tune": Recipe(epochs=10, learning_rate=5e-4),
+    "retrain": Recipe(epochs=30, learning_rate=3e-3, rows="all"),
 }
 TOO_DARK = CheckedExpectation(name="readable", severity="reject", passed=False, sentence="Nothing can be read.")
 INVALID = ValidationReport(expectations=(TOO_DARK,))
@@ -54,7 +55,7 @@ QUIET = Evidence(
 
 
 def plan(evidence: Evidence, config: DecisionConfig = CONFIG) -> Decision:
-    return decide(evidence, config, LOOPS, 0.3)
+    return decide(evidence, config, LOOPS)
 
 
 def strategies(decision: Decision) -> list[str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from components.core.config import Config, IngestConfig, LoopConfig, StoreConfig, load_config
+from components.core.config import Config, IngestConfig, StoreConfig, load_config
 from components.core.contracts import (
     Accuracies,
     CheckedExpectation,
@@ -32,6 +32,7 @@ from components.core.contracts import (
     WindowDocument,
 )
 from components.core.errors import IntegrityError
+from components.core.recipes import Recipe
 from components.core.registry import Registry
 from components.core.runs import Run, StepRecord
 from components.core.storage import DirectoryStore
@@ -44,7 +45,7 @@ from components.report.summary import read_steps, summarise
 
 START = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 HOSTILE = "<script>alert('x')</script> & \"co\""
-LOOP = LoopConfig(epochs=2, learning_rate=0.1)
+LOOP = Recipe(epochs=2, learning_rate=0.1)
 CONFIG = Config(store=StoreConfig(uri="unused"), ingest=IngestConfig(workers=1))
 
 

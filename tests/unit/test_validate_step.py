@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from components.core.config import Config, LoopConfig, StoreConfig, ValidationConfig
+from components.core.config import Config, StoreConfig, ValidationConfig
 from components.core.contracts import Lineage, RunParameters, WindowDocument
+from components.core.recipes import Recipe
 from components.core.registry import Registry
 from components.core.runs import Run
 from components.core.storage import DirectoryStore, sha256_hex, to_json
@@ -62,7 +63,7 @@ def write_window(store: DirectoryStore, name: str, rows: int) -> str:
 
 def promote(store: DirectoryStore, windows: tuple[str, ...]) -> None:
     registry = Registry(store, "classifier")
-    loop = LoopConfig(epochs=1, learning_rate=0.1)
+    loop = Recipe(epochs=1, learning_rate=0.1)
     lineage = Lineage(parent=None, windows=windows, strategy="retrain", hyperparameters=loop, seed=0, package="0")
     files = {"model.json": json.dumps({"classes": ["cat", "dog", "owl"]}).encode(), "lineage.json": to_json(lineage)}
     version = registry.save_version(files)
