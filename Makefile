@@ -48,7 +48,7 @@ lock: install  ## Resolve the dependencies anew: one lock for developers, subset
 	echo 'kfp==2.17.0' | $(COMPILE) - --no-deps --output-file k8s/image/executor.lock
 
 golden: install  ## Rewrite the golden files of the tests
-	RETRAIN_REGENERATE=1 $(BIN)/pytest -q tests/pipeline/test_compiled.py
+	RETRAIN_REGENERATE=1 $(BIN)/pytest -q tests/pipeline/test_compiled.py tests/unit/test_trainjob.py
 
 clean:  ## Remove what was built
 	rm -rf .venv .tools retrain-demo .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

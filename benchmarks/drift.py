@@ -8,38 +8,27 @@ fewer permutations, linearly, and is marked `*`; a peer that would need more mem
 
     .venv/bin/python benchmarks/drift.py [--quick] [--check]
 
-Goals of --check: `check_full` and `check_quick`. Lock a peer anew, for example after torch has a new version:
-
-    cd benchmarks/peers; uv pip compile --universal --python-version 3.11 --no-annotate --no-header \\
-        --no-emit-index-url --upgrade NAME.in -o NAME.lock
+Goals of --check: `check_full` and `check_quick`.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import shutil
-import signal
 import statistics
-import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from peers.environments import ToolFailed, ToolProcess, python_of
 
-REPOSITORY = Path(__file__).resolve().parent.parent
-ENVIRONMENTS = REPOSITORY / ".tools" / "peers"
 PEERS = ("alibi-detect", "torchdrift", "evidently", "hyppo", "goodpoints")
 APPROXIMATE = ("goodpoints",)  # tests on a part of the rows that it chooses well
-PYTHON = "3.11"  # of the peers: alibi-detect's numba has no wheels for later ones
 THREADS = 2  # of every tool
 WIDTH = 512  # of the features, d
 SHIFT = 0.05  # of the mean of every feature in the moved sample, in standard deviations
@@ -68,10 +57,6 @@ MOST_REPEATS = 5
 LARGEST = 100_000
 
 
-class ToolFailed(Exception):
-    """The tool's process answered with an error, ended or was too slow; the message says which."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class Cell:
     """Time and memory of one test; `estimated` where it was not run in full."""
@@ -88,44 +73,10 @@ class Tool:
     permutations; `failed` holds the reason for cells that have no figures."""
 
     name: str
-    python: Path
-    folder: Path
+    process: ToolProcess
     runs: dict[tuple[int, int], list[Cell]] = field(default_factory=dict)
     failed: dict[tuple[int, int], str] = field(default_factory=dict)
     verdicts: dict[str, Any] = field(default_factory=dict)
-
-    def start(self) -> None:
-        """Start the process without waiting for it: imports take seconds, and all tools import at once."""
-        threads = ("OMP", "MKL", "OPENBLAS", "NUMBA")
-        limits = {f"{library}_NUM_THREADS": str(THREADS) for library in threads} | {
-            "LOKY_MAX_CPU_COUNT": str(THREADS),
-            "OMP_WAIT_POLICY": "PASSIVE",  # on a busy machine, spinning threads made peers ten times slower
-            "DO_NOT_TRACK": "1",  # evidently
-        }
-        script = REPOSITORY / "benchmarks" / "peers" / "measure.py"
-        self._process = subprocess.Popen(
-            [str(self.python), "-W", "ignore", str(script), self.name, str(self.folder)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            cwd=REPOSITORY,
-            env=os.environ | limits,
-            start_new_session=True,  # so that `stop` ends what a tool has started, too
-        )
-
-    def wait_until_ready(self) -> None:
-        self._answer(seconds=300)
-
-    def stop(self) -> None:
-        with suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.communicate()
-
-    def restart(self) -> None:
-        self.stop()
-        self.start()
-        self.wait_until_ready()
 
     def run(self, rows: int, permutations: int, limit_seconds: float) -> None:
         """Run one test on the moved rows and keep its figures.
@@ -145,33 +96,8 @@ class Tool:
         Raises:
             ToolFailed: It did not end well; the process is ready for other requests all the same.
         """
-        assert self._process.stdin is not None
         request = {"rows": rows, "permutations": permutations, "current": current}
-        try:
-            self._process.stdin.write(json.dumps(request) + "\n")
-            self._process.stdin.flush()
-            return self._answer(limit_seconds)
-        except (ToolFailed, BrokenPipeError) as error:
-            if self._process.poll() is not None:
-                self.restart()
-            raise ToolFailed(str(error)) from error
-
-    def _answer(self, seconds: float) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        timer = threading.Timer(seconds, os.killpg, (self._process.pid, signal.SIGKILL))
-        timer.start()
-        line = self._process.stdout.readline()
-        in_time = timer.is_alive()
-        timer.cancel()
-        if not line:
-            self._process.wait()
-            raise ToolFailed(
-                "ended by itself, probably out of memory" if in_time else f"took more than {seconds:.0f} s"
-            )
-        answer: dict[str, Any] = json.loads(line)
-        if "error" in answer:
-            raise ToolFailed(answer["error"])
-        return answer
+        return self.process.ask(request, limit_seconds)
 
     def cell(self, rows: int, permutations: int) -> Cell | None:
         """Medians of the runs of a cell; else times from the line through other runs, and the most memory of those."""
@@ -210,33 +136,6 @@ class Tool:
         return cell.seconds * square * permutations / b, int(least * square)
 
 
-def python_of(peer: str) -> Path:
-    """Make the environment of a peer where there is none of its lock.
-
-    Raises:
-        ToolFailed: It cannot be installed.
-    """
-    folder, lock = ENVIRONMENTS / peer, REPOSITORY / "benchmarks" / "peers" / f"{peer}.lock"
-    python, done = folder / "bin" / "python", folder / "installed.lock"
-    if done.exists() and done.read_text() == lock.read_text():
-        return python
-    beside = Path(sys.executable).with_name("uv")
-    uv = str(beside) if beside.exists() else shutil.which("uv")
-    if uv is None:
-        raise ToolFailed("uv is not installed: make install")
-    print(f"installing {peer} ...", flush=True)
-    for command in (
-        [uv, "venv", "--quiet", "--clear", "--python", PYTHON, "--no-project", str(folder)],
-        [uv, "pip", "sync", "--quiet", "--compile-bytecode", "--python", str(python), str(lock)],
-    ):
-        done_command = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done_command.returncode:
-            lines = [line.strip() for line in done_command.stderr.splitlines() if line.strip()]
-            raise ToolFailed(f"cannot be installed: {' '.join(lines)[:300]}")
-    done.write_text(lock.read_text())
-    return python
-
-
 def write_arrays(folder: Path, rows: int) -> None:
     """Standard normal rows, twice, and once with a small shift of the mean."""
     rng = np.random.default_rng(0)
@@ -247,26 +146,30 @@ def write_arrays(folder: Path, rows: int) -> None:
 @contextmanager
 def started(folder: Path) -> Iterator[list[Tool]]:
     """Start all tools that there are; name the others with the reason."""
-    tools = [Tool(name, Path(sys.executable), folder) for name in ("ours", "product")]
+    pythons = dict.fromkeys(("ours", "product"), Path(sys.executable))
     for peer in PEERS:
         try:
-            tools.append(Tool(peer, python_of(peer), folder))
+            pythons[peer] = python_of(peer)
         except ToolFailed as error:
             print(f"skipped: {peer}: {error}")
+    tools = [
+        Tool(name, ToolProcess(python, "measure.py", (name, str(folder)), threads=THREADS))
+        for name, python in pythons.items()
+    ]
     for tool in tools:
-        tool.start()
+        tool.process.start()
     ready = []
     try:
         for tool in tools:
             try:
-                tool.wait_until_ready()
+                tool.process.wait_until_ready()
                 ready.append(tool)
             except ToolFailed as error:
                 print(f"skipped: {tool.name}: {error}")
         yield ready
     finally:
         for tool in tools:
-            tool.stop()
+            tool.process.stop()
 
 
 def measure(tools: list[Tool], effort: Effort, rows: int, permutations: int) -> None:

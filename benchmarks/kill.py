@@ -38,7 +38,7 @@ CONFIG = {
         "architecture": "small-cnn",
         "image_size": 16,
         "channels": 1,
-        "retrain": {"epochs": 15, "learning_rate": 0.004},
+        "strategies": {"retrain": {"epochs": 15, "learning_rate": 0.004}},
     },
     "gate": {"min_accuracy": 0.6, "old_margin": 0.15, "new_margin": 0.15},
 }

@@ -8,20 +8,23 @@ reads at the speed of memory. Covers decoding, the cache and class indices. Not 
 from __future__ import annotations
 
 import errno
+import hashlib
 import io
 import logging
 import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from PIL import Image
 from PIL import __version__ as pillow_version
@@ -39,6 +42,7 @@ logger = logging.getLogger(__name__)
 DECODE_BATCH, DECODE_BYTES = 256, 64 * 2**20
 DECODER = 1  # goes up whenever `decode_image` or `eight_bits` gives other pixels
 ABANDONED_SECONDS = 24 * 3600  # what a process that was killed left half-decoded
+ROW_COLUMNS = ("sha256", "label", "group", "split", "source")
 
 
 class Pixels:
@@ -51,21 +55,41 @@ class Pixels:
 
     def __init__(self, parts: Sequence[Tensor], index: Tensor) -> None:
         """Take memory-mapped arrays (n_i, channels, size, size), and which rows of all of them together count."""
-        self._parts, self._index = parts, index
-        self._ends = torch.tensor([len(part) for part in parts]).cumsum(0)
+        self._parts, self._index = [part for part in parts if len(part)] or [parts[0]], index
+        sizes = torch.tensor([len(part) for part in self._parts])
+        self._ends, self._starts = sizes.cumsum(0), sizes.cumsum(0) - sizes
+        self._arrays = [part.numpy() for part in self._parts]
 
     def __len__(self) -> int:
         return len(self._index)
 
     def __getitem__(self, index: Tensor) -> Tensor:
+        return self.gather(index)
+
+    def gather(self, index: Tensor, out: Tensor | None = None) -> Tensor:
+        """Copy the images at an index, int64 (b,), into a batch.
+
+        Args:
+            index: May name an image more than once.
+            out: Where to put them: uint8, shape (b, channels, size, size), on the CPU, pinned or not. A new tensor by
+                default; for large images its pages cost more than the copy.
+
+        Returns:
+            `out`.
+        """
         rows = self._index[index]
-        batch = self._parts[0].new_empty((len(rows), *self._parts[0].shape[1:]))
+        shape = (len(rows), *self._parts[0].shape[1:])
+        if out is None:
+            out = self._parts[0].new_empty(shape)
+        assert out.shape == shape
+        if len(self._parts) == 1:
+            return torch.index_select(self._parts[0], 0, rows, out=out)
+        # A row at a time costs the same however many parts there are; a pass over the parts copies everything twice.
         part_of = torch.searchsorted(self._ends, rows, right=True)
-        for part in part_of.unique().tolist():
-            here = part_of == part
-            start = int(self._ends[part]) - len(self._parts[part])
-            batch[here] = self._parts[part][rows[here] - start]
-        return batch
+        places = rows - self._starts[part_of]
+        for to, part, place in zip(out.numpy(), part_of.tolist(), places.tolist(), strict=True):
+            to[...] = self._arrays[part][place]
+        return out
 
     def batches(self, rows: int) -> Iterator[Tensor]:
         """All images in order, `rows` at a time."""
@@ -117,6 +141,16 @@ class ImageSet:
         """The rows whose label is among the classes."""
         return self.subset(self.labels >= 0)
 
+    @classmethod
+    def concat(cls, sets: Sequence[ImageSet]) -> ImageSet:
+        """Several sets of one shape, with the same classes and columns, one after the other; at least one."""
+        return cls(
+            images=Pixels.concat(one.images for one in sets),
+            labels=torch.cat([one.labels for one in sets]),
+            classes=sets[0].classes,
+            rows=pa.concat_tables([one.rows for one in sets]),
+        )
+
 
 def load_images(
     windows: Sequence[Window],
@@ -125,7 +159,8 @@ def load_images(
     classes: Sequence[str],
     cache: PixelCache,
     earlier: Sequence[Window] = (),
-    columns: Sequence[str] = ("sha256", "label", "group", "split", "source"),
+    columns: Sequence[str] = ROW_COLUMNS,
+    only: Collection[str] | None = None,
 ) -> ImageSet:
     """Open the usable rows of windows as pixels.
 
@@ -137,6 +172,9 @@ def load_images(
         cache: Where decoded images are kept.
         earlier: Windows before these: what they hold is left out (see `Known.new_rows`).
         columns: Of the manifest, wanted in `rows`.
+        only: SHA-256 of the images that are wanted; None: all. Others are not decoded, nor read from the store, but for
+            shards of which more than `RANGED_READS` are wanted: those are read whole. Names that are not there are no
+            error.
 
     Raises:
         IntegrityError: See `Window.images`.
@@ -146,7 +184,7 @@ def load_images(
     index, tables, before = [torch.empty(0, dtype=torch.int64)], [], 0
     known = Known(earlier)
     for window in windows:
-        rows = known.new_rows(window, split, wanted)
+        rows = _among(known.new_rows(window, split, wanted), only)
         known.add(window)
         tables.append(rows)
         place = torch.full((len(rows),), -1, dtype=torch.int64)
@@ -154,9 +192,9 @@ def load_images(
             here = torch.from_numpy(np.array(rows["split"].to_pylist()) == side).nonzero().flatten()
             if not len(here):
                 continue
-            pixels, digests = cache.pixels(window, side, spec)
-            position = {digest: n for n, digest in enumerate(digests)}
             digests_here = rows["sha256"].take(pa.array(here.numpy())).to_pylist()
+            pixels, digests = cache.pixels(window, side, spec, None if only is None else digests_here)
+            position = {digest: n for n, digest in enumerate(digests)}
             place[here] = torch.tensor([before + position[d] for d in digests_here])
             parts.append(pixels)
             before += len(pixels)
@@ -170,6 +208,11 @@ def load_images(
     )
 
 
+def _among(rows: pa.Table, only: Collection[str] | None) -> pa.Table:
+    """The rows of the images that are wanted, in their order."""
+    return rows if only is None else rows.filter(pc.is_in(rows["sha256"], pa.array(list(only), pa.string())))
+
+
 def label_indices(rows: pa.Table, classes: Sequence[str]) -> Tensor:
     """Places of the rows' labels among the classes, int64 (n,); -1 where a label is not one, or not known yet."""
     number_of = {name: i for i, name in enumerate(classes)}
@@ -179,16 +222,25 @@ def label_indices(rows: pa.Table, classes: Sequence[str]) -> Tensor:
 class PixelCache:
     """Decoded images on the local disk: one array a window, side of the split, size and number of channels.
 
-    Files are complete or not there; the least recently used go when the cache is full, but none that this object has
-    opened. A window's id names its content, and a file's name says what decoded it, so an entry never goes stale.
+    Where only some images of a side are wanted, and the side is not there, they get an array of their own. Files are
+    complete or not there; the least recently used go when the cache is full, but none that this object has opened. A
+    window's id names its content, and a file's name says what decoded it, so an entry never goes stale.
     """
 
     def __init__(self, config: StoreConfig) -> None:
         self.folder, self.limit = config.cache_folder / "pixels", config.cache_bytes
         self._open: dict[Path, int] = {}
 
-    def pixels(self, window: Window, split: Split, spec: ModelSpec) -> tuple[Tensor, list[str]]:
+    def pixels(
+        self, window: Window, split: Split, spec: ModelSpec, only: Collection[str] | None = None
+    ) -> tuple[Tensor, list[str]]:
         """Open an array, after decoding it if it is not there.
+
+        Args:
+            window: Where the images are.
+            split: Side of the split.
+            spec: Gives size and channels.
+            only: SHA-256 of the images that are wanted, None for the side. The array holds these, or the whole side.
 
         Returns:
             uint8, memory-mapped, shape (n, channels, size, size), and the SHA-256 of its images, in order.
@@ -197,20 +249,32 @@ class PixelCache:
             IntegrityError: See `Window.images`.
             ConfigurationError: The disk, or the cache's limit, has no room for it beside what is open already.
         """
-        rows = window.rows(split)
-        shape = (len(rows), spec.channels, spec.image_size, spec.image_size)
-        size = f"{spec.image_size}x{spec.channels}"
-        path = self.folder / f"{window.document.id}-{split}-{size}-{DECODER}-pillow-{pillow_version}.npy"
-        self._open[path] = int(np.prod(shape))
+        side = window.rows(split)
+        wanted = _among(side, only)
+        entries = {self._path(window, split, spec): side}
+        if len(wanted) < len(side):
+            entries[self._path(window, split, spec, wanted)] = wanted
         while True:
-            try:
-                os.utime(path)  # used now: the last to go
-                # Copy on write: torch wants memory that it could write to, and nothing writes.
-                return torch.from_numpy(np.load(path, mmap_mode="c")), rows["sha256"].to_pylist()
-            except FileNotFoundError:  # not there yet, or another process has just made room
-                self._decode(path, window, rows, shape)
+            for path, rows in entries.items():
+                with suppress(FileNotFoundError):  # not there yet, or another process has just made room
+                    os.utime(path)  # used now: the last to go
+                    # Copy on write: torch wants memory that it could write to, and nothing writes.
+                    array = torch.from_numpy(np.load(path, mmap_mode="c"))
+                    self._open[path] = array.numel()
+                    return array, rows["sha256"].to_pylist()
+            # None is there: make the last, which holds no more than is wanted.
+            self._decode(path, window, rows, (len(rows), spec.channels, spec.image_size, spec.image_size))
+
+    def _path(self, window: Window, split: Split, spec: ModelSpec, rows: pa.Table | None = None) -> Path:
+        """Where the images of a side are, or those of some of its rows."""
+        which = ""
+        if rows is not None:
+            which = f"-{hashlib.sha256(''.join(rows['sha256'].to_pylist()).encode()).hexdigest()[:32]}"
+        size = f"{spec.image_size}x{spec.channels}"
+        return self.folder / f"{window.document.id}-{split}{which}-{size}-{DECODER}-pillow-{pillow_version}.npy"
 
     def _decode(self, path: Path, window: Window, rows: pa.Table, shape: tuple[int, ...]) -> None:
+        self._open[path] = int(np.prod(shape))
         self._make_room(int(np.prod(shape)))
         with tempfile.NamedTemporaryFile(dir=self.folder, suffix=".part", delete=False) as file:
             part = Path(file.name)

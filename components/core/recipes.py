@@ -153,9 +153,10 @@ class Recipe(LoopConfig):
     l2_sp: NonNegative = 0.0
     """Strength of the L2 pull toward the champion's weights (Li et al. 2018)."""
     ewc: NonNegative = 0.0
-    """Strength of the pull weighted by the Fisher information (Kirkpatrick et al. 2017)."""
+    """Strength of the pull weighted by the Fisher information (Kirkpatrick et al. 2017); that of a good champion is
+    small, so 1,000 to 100,000 are usual."""
     lwf: NonNegative = 0.0
-    """Weight of staying with the champion's answers on the same images (Li & Hoiem 2016)."""
+    """Weight of staying with the champion's answers on the same images, where they are right (Li & Hoiem 2016)."""
     lwf_temperature: Positive = 2.0
     """Softens these answers; 2 as in the paper."""
     keep_champion: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
@@ -190,7 +191,7 @@ RECIPES: Mapping[str, Recipe] = {
     "distil": Recipe(epochs=10, learning_rate=5e-4, lwf=1.0),
     "wise-ft": Recipe(epochs=10, learning_rate=5e-4, keep_champion=0.5),
     "l2-sp": Recipe(rows="new", epochs=10, learning_rate=5e-4, l2_sp=0.1),
-    "ewc": Recipe(rows="new", epochs=10, learning_rate=5e-4, ewc=100.0),
+    "ewc": Recipe(rows="new", epochs=10, learning_rate=5e-4, ewc=1e4),
     "lwf": Recipe(rows="new", epochs=10, learning_rate=5e-4, lwf=1.0),
     "few-shot": Recipe(start="meta", epochs=10, learning_rate=5e-4),
     "warm-retrain": Recipe(start="shrunk", rows="all", epochs=20, learning_rate=3e-3),

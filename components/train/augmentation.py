@@ -15,8 +15,8 @@ from torch.nn import functional
 
 from components.core.recipes import Augmentation
 
-NOISE = 10  # numbers in [0, 1) that one image needs: two each for shift, crop shape, crop place, patch; flip; light
-SHIFT_X, SHIFT_Y, FLIP, AREA, RATIO, CROP_X, CROP_Y, BRIGHTNESS, CONTRAST, PATCH = range(NOISE)
+NOISE = 11  # numbers in [0, 1) that one image needs: two each for shift, crop shape, crop place, patch; flip; light
+SHIFT_X, SHIFT_Y, FLIP, AREA, RATIO, CROP_X, CROP_Y, PATCH_X, PATCH_Y, BRIGHTNESS, CONTRAST = range(NOISE)
 WIDEST = 4 / 3  # of a crop, width by height: as in Szegedy et al. 2015
 
 
@@ -61,8 +61,9 @@ def _shifted(side: int, share: float, noise: Tensor) -> Tensor:
 def _resample(images: Tensor, config: Augmentation, noise: Tensor) -> Tensor:
     """Crop, shift, mirror and resize in one bilinear look-up (grid_sample)."""
     area = 1 - config.zoom * noise[:, AREA]
-    ratio = torch.exp((2 * noise[:, RATIO] - 1) * math.log(WIDEST))
-    wide, high = (area * ratio).sqrt().clamp(max=1.0), (area / ratio).sqrt().clamp(max=1.0)
+    # no wider or higher than the image, or the area would be smaller than was drawn
+    ratio = torch.exp((2 * noise[:, RATIO] - 1) * math.log(WIDEST)).clamp(area, 1 / area)
+    wide, high = (area * ratio).sqrt(), (area / ratio).sqrt()
     shift_x, shift_y = (2 * config.shift * (2 * noise[:, axis] - 1) for axis in (SHIFT_X, SHIFT_Y))
     x = (1 - wide) * (2 * noise[:, CROP_X] - 1) + shift_x
     y = (1 - high) * (2 * noise[:, CROP_Y] - 1) + shift_y
@@ -84,7 +85,8 @@ def _change_light(images: Tensor, config: Augmentation, noise: Tensor) -> Tensor
 
 def _grey_out(images: Tensor, share: float, noise: Tensor) -> Tensor:
     height, width = images.shape[2:]
-    inside = _span(height, share, noise[:, CROP_Y])[:, :, None] & _span(width, share, noise[:, PATCH])[:, None, :]
+    rows, columns = _span(height, share, noise[:, PATCH_Y]), _span(width, share, noise[:, PATCH_X])
+    inside = rows[:, :, None] & columns[:, None, :]
     return torch.where(inside[:, None], 127, images)
 
 

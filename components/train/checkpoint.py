@@ -193,12 +193,12 @@ class Checkpoints:
 
     def begin_attempt(self) -> Attempt:
         """File that a process tries, and where it begins; to be called once, before the steps."""
-        newest = self._manifest().generations[:1]
-        before = self.attempts()
-        step = newest[0].progress.step if newest else 0
+        newest = self.latest()
+        before = [attempt.number for attempt in self.attempts()]
+        step = newest.progress.step if newest else 0
         self._began = self._beaten = self._saved = self.clock()
         self._attempt = Attempt(
-            number=len(before) + 1, began_at_step=step, step=step, seconds=0.0, started=datetime.now(UTC)
+            number=max(before, default=0) + 1, began_at_step=step, step=step, seconds=0.0, started=datetime.now(UTC)
         )
         self._file_attempt()
         return self._attempt
@@ -218,7 +218,7 @@ class Checkpoints:
     def attempts(self) -> list[Attempt]:
         """All tries so far, oldest first."""
         listed = self.store.list_objects(f"{self.prefix}/attempts/")
-        found = [get_json(self.store, entry.key, Attempt) for entry in listed]
+        found = [self._attempt_at(entry.key) for entry in listed]
         return sorted((a for a in found if a), key=lambda a: a.number)
 
     def forget_steps(self) -> None:
@@ -265,6 +265,13 @@ class Checkpoints:
         except IntegrityError as error:
             logger.warning("train: the list of checkpoints is damaged, starting afresh: %s", error)
             return _Manifest()
+
+    def _attempt_at(self, key: str) -> Attempt | None:
+        try:
+            return get_json(self.store, key, Attempt)
+        except IntegrityError as error:
+            logger.warning("train: what is known of an attempt is damaged, going on without it: %s", error)
+            return None
 
     def _put(self, manifest: _Manifest) -> None:
         self.store.put(f"{self.prefix}/manifest.json", to_json(manifest))

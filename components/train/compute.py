@@ -6,7 +6,6 @@ import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +13,6 @@ from torch import Tensor, nn
 from components.core.config import TrainingConfig
 from components.core.models import Classifier
 from components.train.distributed import synchronised, world_size
-
 
 CPU = torch.device("cpu")
 
@@ -59,15 +57,16 @@ class Compute:
 class _Outputs(nn.Module):
     """What the loop calls: all logits of a classifier, or those of any other network, as a tuple."""
 
+    network: nn.Module
+
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
-        self.network: Any = network
+        self.network = network
 
     def forward(self, rows: Tensor) -> tuple[Tensor, ...]:
-        outputs: tuple[Tensor, ...] = (
-            self.network.outputs(rows) if isinstance(self.network, Classifier) else (self.network(rows),)
-        )
-        return outputs
+        if isinstance(self.network, Classifier):
+            return self.network.outputs(rows)
+        return (self.network(rows),)
 
 
 def choose_compute(config: TrainingConfig) -> Compute:

@@ -117,7 +117,7 @@ class CpuSyncBatchNorm(nn.modules.batchnorm._BatchNorm):
 
         dims = [0, *range(2, input.dim())]
         count = input.new_full((1,), input.numel() / input.shape[1])
-        sums = all_reduce(torch.cat([input.sum(dims), input.square().sum(dims), count]))
+        sums: Tensor = all_reduce(torch.cat([input.sum(dims), input.square().sum(dims), count]))
         total, channels = sums[-1], input.shape[1]
         mean = sums[:channels] / total
         variance = sums[channels:-1] / total - mean.square()
@@ -131,4 +131,6 @@ class CpuSyncBatchNorm(nn.modules.batchnorm._BatchNorm):
         shape = [1, -1, *[1] * (input.dim() - 2)]
         scale = (variance + self.eps).rsqrt()
         normalised = (input - mean.view(shape)) * scale.view(shape)
-        return normalised * self.weight.view(shape) + self.bias.view(shape) if self.affine else normalised
+        if self.affine:
+            normalised = normalised * self.weight.view(shape) + self.bias.view(shape)
+        return normalised

@@ -9,20 +9,21 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.metadata import version as package_version
 
+import pyarrow as pa
 import torch
 from safetensors.torch import load as load_tensors
 
 from components.core.config import Config
 from components.core.contracts import Decision, Document, Rung
-from components.core.datasets import ImageSet, PixelCache, Pixels, load_images
+from components.core.datasets import ImageSet, PixelCache, Pixels, label_indices, load_images
 from components.core.errors import ConfigurationError, RunFailed
-from components.core.exemplars import EXEMPLARS, load_exemplars, read_exemplars
+from components.core.exemplars import load_exemplars
 from components.core.metrics import training_metrics
 from components.core.models import Classifier, ModelSpec, build_classifier, load_classifier, load_pretrained
 from components.core.recipes import Recipe
@@ -35,6 +36,7 @@ from components.train.compute import choose_compute, settings
 from components.train.interruption import Interruption, Preempted
 from components.train.launch import pieces_needed
 from components.train.loop import Watch
+from components.train.memory import candidates, remembered
 from components.train.randomness import Purpose, torch_generator
 from components.train.replay import choose_replay
 from components.train.strategies import MODEL, Task, train_challenger
@@ -42,6 +44,8 @@ from components.train.strategy import Tensors
 
 logger = logging.getLogger(__name__)
 FISHER = "fisher.safetensors"
+UNEQUAL = 3  # images of the largest class per image of the smallest, from which balancing them is worth a try
+VALIDATION_FRACTION = 0.2  # of a trial's rows, where the recipe itself sets none aside
 COLUMNS = ("sha256", "label", "group", "split", "source")
 
 
@@ -139,24 +143,36 @@ class Job:
         if recipe.rows == "all":
             return self.images(self.old_windows, "train", spec)
         count = round(recipe.replay_fraction * sum(window.document.train_rows for window in self.old_windows))
-        memory = self.memory(spec)
-        generator = torch_generator(self.config.training.seed, Purpose.ROWS)
-        return memory.subset(choose_replay(memory.labels, count, generator))
+        return self._draw(self.remembered(self.old_windows), count, spec)
 
-    def memory(self, spec: ModelSpec) -> ImageSet:
-        """What the champion remembers of its windows; all of it, where its version is older than exemplars."""
+    def memory(self, spec: ModelSpec, rows: int) -> ImageSet:
+        """Some rows that stand for what the champion learnt, balanced over classes; the window's own may be among them,
+        where the champion has seen it already."""
         version = self.decision.champion
         assert version is not None
-        if EXEMPLARS not in self.registry.manifest(version).files:
-            return self.images(self.old_windows, "train", spec)
-        exemplars = read_exemplars(self.registry, version)
-        return load_exemplars(exemplars, self.old_windows, spec, spec.classes, self.cache).labelled()
+        windows = self.registry.lineage(version).windows
+        return self._draw(
+            self.remembered([Window.open(self.record.store, self.config.dataset, w) for w in windows]), rows, spec
+        )
 
-    def sample_of_memory(self, spec: ModelSpec, rows: int) -> ImageSet:
-        """Some of it, balanced over classes."""
-        memory = self.memory(spec)
-        generator = torch_generator(self.config.training.seed, Purpose.ROWS, 1)
-        return memory.subset(choose_replay(memory.labels, rows, generator))
+    def remembered(self, windows: Sequence[Window]) -> pa.Table:
+        """What the champion remembers of some of its windows: see `memory.remembered`."""
+        if self.decision.champion is None:
+            return candidates([], [], 0)
+        return remembered(self.registry, self.decision.champion, windows, self.config.training.seed)
+
+    def _draw(self, rows: pa.Table, count: int, spec: ModelSpec) -> ImageSet:
+        """Open some of the remembered rows, balanced over classes; only these are decoded."""
+        labels = label_indices(rows, spec.classes)
+        generator = torch_generator(self.config.training.seed, Purpose.ROWS)
+        drawn = rows.take(pa.array(choose_replay(labels, count, generator).numpy()))
+        return self.open(drawn, spec)
+
+    def open(self, rows: pa.Table, spec: ModelSpec) -> ImageSet:
+        """Remembered rows as pixels."""
+        identities = dict.fromkeys(rows["window"].to_pylist())
+        windows = [Window.open(self.record.store, self.config.dataset, identity) for identity in identities]
+        return load_exemplars(rows, windows, spec, spec.classes, self.cache, COLUMNS)
 
     def fisher(self) -> Tensors | None:
         """The champion's accumulated Fisher information, where its version has it."""
@@ -254,9 +270,7 @@ def _train(job: Job, interruption: Interruption) -> None:
         fresh=lambda: job.fresh(spec),
         old=old,
         new=new,
-        memory=lambda: job.sample_of_memory(
-            spec, training.exemplars if recipe.start == "meta" else training.fisher_rows
-        ),
+        memory=lambda: job.memory(spec, training.exemplars if recipe.start == "meta" else training.fisher_rows),
         fisher=job.fisher() if recipe.ewc else None,
         recipe=recipe,
         head=training.strategies["head-only"],
@@ -265,6 +279,9 @@ def _train(job: Job, interruption: Interruption) -> None:
         compute=compute,
         pieces=pieces_needed(checkpoints),
     )
+    with distributed.first_alone(distributed.is_first()):
+        recipe = checkpoints.document("recipe", Recipe, lambda: _searched(job, task, interruption))
+    task = replace(task, recipe=recipe)
     watch = _watch(job, interruption)
     with _attempt(job):
         trained = train_challenger(task, checkpoints, watch)
@@ -279,6 +296,53 @@ def _train(job: Job, interruption: Interruption) -> None:
     )
     checkpoints.document("outcome", Outcome, lambda: outcome)
     checkpoints.stage("finished", lambda: {MODEL + n: v for n, v in trained.model.state_dict().items()})
+
+
+def _searched(job: Job, task: Task, interruption: Interruption) -> Recipe:
+    """The recipe, after a search for better hyperparameters where one is asked for.
+
+    Trials train on some of the rows, for fewer epochs, and are judged on rows set aside. The search keeps its own
+    journal beside the checkpoints.
+    """
+    recipe = task.recipe
+    if not recipe.search.trials:
+        return recipe
+    from components.train.search import search  # Optuna, which few trainings need
+
+    def evaluate(candidate: Recipe, report: Callable[[int, float], None]) -> float:
+        watch = Watch(
+            on_epoch=lambda progress: report(len(progress.accuracies), progress.accuracies[-1]),
+            stop_asked=lambda: interruption.asked,
+        )
+        return max(train_challenger(trial_task(task, candidate), watch=watch).accuracies)
+
+    counts = torch.cat([task.old.labels, task.new.labels]).bincount()
+    found = search(
+        recipe,
+        evaluate,
+        store=job.record.store,
+        prefix=f"{job.checkpoints.prefix}/search",
+        seed=task.seed,
+        unequal_classes=bool(counts.max() > UNEQUAL * counts[counts > 0].min()),
+    )
+    logger.info("train: %s", found.sentence)
+    return found.recipe
+
+
+def trial_task(task: Task, candidate: Recipe) -> Task:
+    """A training of a search: on at most `search.rows` rows, old and new alike, for at most `search.epochs` epochs."""
+    config = candidate.search
+    share = min(1.0, config.rows / max(1, len(task.old) + len(task.new)))
+
+    def some(rows: ImageSet, number: int) -> ImageSet:
+        order = torch.randperm(len(rows), generator=torch_generator(task.seed, Purpose.ROWS, number))
+        return rows.subset(order[: round(share * len(rows))].sort().values)
+
+    changes = {
+        "epochs": min(config.epochs, candidate.epochs),
+        "validation_fraction": candidate.validation_fraction or VALIDATION_FRACTION,
+    }
+    return replace(task, recipe=candidate.model_copy(update=changes), old=some(task.old, 10), new=some(task.new, 11))
 
 
 def _watch(job: Job, interruption: Interruption) -> Watch:

@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +23,7 @@ from components.train.checkpoint import Keeper, NoCheckpoints, Progress, Snapsho
 from components.train.compute import Compute
 from components.train.interruption import Preempted
 from components.train.objective import Objective, sampling_weights
-from components.train.randomness import Purpose, generator, torch_seed
+from components.train.randomness import Purpose, generator, seed_torch, torch_seed
 from components.train.strategy import Batch, Strategy
 
 MOMENTUM = 0.9
@@ -77,7 +78,7 @@ def fit(
         Steps taken, the mean loss of each epoch (nats), validation accuracies.
 
     Raises:
-        FloatingPointError: The loss is not finite any more; nothing is kept of it.
+        FloatingPointError: The loss, or a weight, is not finite any more; nothing is kept of it.
         Preempted: `watch.stop_asked` said so, and a snapshot is kept.
         torch.OutOfMemoryError: With a snapshot of the step before it kept.
     """
@@ -97,24 +98,30 @@ def fit(
         pieces=config.accumulate * pieces,
         seed=seed,
     )
+
+    def judge() -> float:
+        assert validation
+        return accuracy(network, *validation, compute, max(1, batch_size // pieces))
+
     state = State.begin(network, config, compute, checkpoints.latest())
-    with _seeds_restored(), closing(prefetch(inputs, schedule.from_step(state.progress.step), compute.device)) as rows:
+    with _seeds_restored(), closing(prefetch(inputs, schedule.from_step(state.step), compute.device)) as rows:
         _set_mode(view, strategies)
         for gathered in rows:
             if state.finished(config):
                 break
+            state.begin_step()
             try:
                 size = size_at(gathered.step // schedule.steps_an_epoch) if size_at else None
                 loss = stepper.take(gathered, state, rate(gathered.step, schedule.steps, config), size)
             except torch.OutOfMemoryError:
-                state.optimizer.zero_grad(set_to_none=True)
+                state.undo_step()
                 checkpoints.save(state.snapshot(), wait=True)
                 raise
             state.count(loss, len(gathered.index))
             watch.on_rows(len(gathered.index))
-            checkpoints.beat(state.progress.step)
+            checkpoints.beat(state.step)
             if schedule.ends_epoch(gathered.step):
-                state.end_epoch(schedule.rows, validation and (lambda: accuracy(network, *validation, compute)))
+                state.end_epoch(schedule.rows, judge if validation else None)
                 watch.on_epoch(state.progress)
                 _set_mode(view, strategies)
             if gathered.step + 1 < schedule.steps:
@@ -153,18 +160,18 @@ class Stepper:
     def _gradients(self, gathered: Gathered, size: int | None) -> Tensor:
         """Accumulate the gradients of a step, piece by piece; each process takes its share of every piece."""
         step, rows = gathered.step, len(gathered.index)
-        torch.manual_seed(torch_seed(self.seed, Purpose.DROPOUT, step))
-        rng = generator(self.seed, Purpose.AUGMENTATION, step)
-        noise = (
-            torch.from_numpy(rng.random((rows, NOISE), dtype="float32")) if self.config.augmentation.active else None
-        )
+        seed_torch(torch_seed(self.seed, Purpose.DROPOUT, step))
+        rng = generator(self.seed, Purpose.AUGMENTATION, step) if self._random else None
+        noise = torch.from_numpy(rng.random((rows, NOISE), dtype="float32")) if rng is not None else None
         total = torch.zeros((), device=self.compute.device)
         pieces = torch.arange(rows).tensor_split(min(self.pieces, max(1, rows // (2 * distributed.world_size()))))
         for number, whole in enumerate(pieces, start=1):
             part = distributed.share_of(whole)
             mine = slice(int(part[0]), int(part[-1]) + 1)
             images = self._images(gathered.rows[mine], noise[mine] if noise is not None else None, size)
-            mixing = self._mixing(images, rng)
+            mixing = (
+                None if rng is None else Mixing.draw(self.config.mixup, self.config.cutmix, *images.shape[-2:], rng)
+            )
             with _last_synchronises(self.view, last=number == len(pieces)):
                 loss = self._loss(images, gathered.index[mine].to(self.compute.device, non_blocking=True), mixing)
                 # A sum over processes is wanted, and DDP averages: each counts for its share of the step's rows.
@@ -182,8 +189,10 @@ class Stepper:
             rows = nn.functional.interpolate(rows.float(), size=(size, size), mode="bilinear", antialias=True)
         return rows
 
-    def _mixing(self, images: Tensor, rng: object) -> Mixing | None:
-        return Mixing.draw(self.config.mixup, self.config.cutmix, images.shape[-2], images.shape[-1], rng)  # type: ignore[arg-type]
+    @property
+    def _random(self) -> bool:
+        """Whether images are changed or mixed at all."""
+        return self.config.augmentation.active or bool(self.config.mixup or self.config.cutmix)
 
     def _loss(self, images: Tensor, index: Tensor, mixing: Mixing | None) -> Tensor:
         labels = self.labels[index]
@@ -204,11 +213,14 @@ class State:
         self.network = network
         self.named = {name: p for name, p in network.named_parameters() if p.requires_grad}
         self.moving = list(self.named.values())
-        self.optimizer = _optimizer(self.moving, config, fused=compute.device.type == "cuda")
+        self.buffers = list(network.buffers())
+        self.buffers_before = [buffer.clone() for buffer in self.buffers]
+        self.optimizer = _optimizer(self.moving, config)
         self.averaged = {n: v.detach().clone() for n, v in network.state_dict().items()} if config.ema_decay else {}
         self.best: dict[str, Tensor] = {}
         self.total = torch.zeros((), device=compute.device)
-        self.progress = Progress()
+        self.step = 0
+        self.epochs = Progress()  # but for the step, which changes too often for a document
 
     @classmethod
     def begin(cls, network: nn.Module, config: LoopConfig, compute: Compute, snapshot: Snapshot | None) -> State:
@@ -218,8 +230,41 @@ class State:
             state.restore(snapshot)
         return state
 
+    @property
+    def progress(self) -> Progress:
+        """How far it is."""
+        return self.epochs.model_copy(update={"step": self.step})
+
+    def begin_step(self) -> None:
+        """Remember what a forward pass changes already: the statistics of batch norm."""
+        if self.buffers:
+            torch._foreach_copy_(self.buffers_before, self.buffers)
+
+    def undo_step(self) -> None:
+        """Be as before a step whose gradients were not finished."""
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.buffers:
+            torch._foreach_copy_(self.buffers, self.buffers_before)
+
+    def check_finite(self) -> None:
+        """Look at the weights too: a loss tells of them only in the step after.
+
+        Raises:
+            FloatingPointError: The loss of the epoch, or a weight, is not finite.
+        """
+        for name, value in {"the loss": self.total, **self.named}.items():
+            if not bool(value.isfinite().all()):
+                raise FloatingPointError(
+                    f"{name} is not finite any more in epoch {len(self.epochs.losses) + 1}: lower the learning rate"
+                )
+
     def snapshot(self) -> Snapshot:
-        """All of it, sharing memory."""
+        """All of it, sharing memory.
+
+        Raises:
+            FloatingPointError: See `check_finite`.
+        """
+        self.check_finite()
         optimizer = {
             f"{name}/{key}": torch.as_tensor(value)
             for name, parameter in self.named.items()
@@ -249,17 +294,18 @@ class State:
                 k.rpartition("/")[2]: v for k, v in groups.get("optimizer", {}).items() if k.startswith(f"{name}/")
             }
             for key, value in entries.items():
-                # AdamW's count of steps lies where its optimiser wants it; moments lie where the weights do.
-                self.optimizer.state[parameter][key] = value.clone() if value.dim() == 0 else value.to(parameter)
+                # Moments lie in memory as their weights do: a fused kernel walks both as if they were flat.
+                like = parameter if value.shape == parameter.shape else value.to(parameter.device)
+                self.optimizer.state[parameter][key] = torch.empty_like(like).copy_(value)
         for name, value in groups.get("averaged", {}).items():
             self.averaged[name].copy_(value)
         self.best = {name: value.to(self.total.device) for name, value in groups.get("best", {}).items()}
         self.total.copy_(groups["sum"]["loss"])
-        self.progress = snapshot.progress
+        self.epochs, self.step = snapshot.progress, snapshot.progress.step
 
     def finished(self, config: LoopConfig) -> bool:
         """Whether the last `patience` epochs were no better than the best before them."""
-        progress = self.progress
+        progress = self.epochs
         if config.patience is None or progress.best is None:
             return False
         return len(progress.accuracies) - 1 - progress.best >= config.patience
@@ -267,7 +313,7 @@ class State:
     def count(self, loss: Tensor, rows: int) -> None:
         """Add a step."""
         self.total += loss * rows
-        self.progress = self.progress.model_copy(update={"step": self.progress.step + 1})
+        self.step += 1
 
     @torch.no_grad()
     def average(self, decay: float) -> None:
@@ -282,21 +328,17 @@ class State:
 
     def end_epoch(self, rows: int, validate: Callable[[], float] | None) -> None:
         """Close the sum of the epoch's losses, and look whether it was the best epoch so far."""
-        mean = float(self.total) / rows
-        if not math.isfinite(mean):
-            raise FloatingPointError(
-                f"loss is {mean} in epoch {len(self.progress.losses) + 1}: lower the learning rate"
-            )
+        self.check_finite()
+        update: dict[str, object] = {"losses": (*self.epochs.losses, float(self.total) / rows)}
         self.total.zero_()
-        update: dict[str, object] = {"losses": (*self.progress.losses, mean)}
         if validate:
             with self._averaged_weights():
-                accuracies = (*self.progress.accuracies, validate())
+                accuracies = (*self.epochs.accuracies, validate())
                 update["accuracies"] = accuracies
-                if self.progress.best is None or accuracies[-1] > accuracies[self.progress.best]:
+                if self.epochs.best is None or accuracies[-1] > accuracies[self.epochs.best]:
                     update["best"] = len(accuracies) - 1
                     self.best = {name: value.clone() for name, value in self.network.state_dict().items()}
-        self.progress = self.progress.model_copy(update=update)
+        self.epochs = self.epochs.model_copy(update=update)
 
     def take_best(self) -> None:
         """Leave the network with the best epoch's weights, or with the average, or as it is."""
@@ -346,11 +388,9 @@ def _keep_if_due(state: State, checkpoints: Keeper, stop_asked: Callable[[], boo
     stop, due = distributed.any_of_all(stop_asked(), checkpoints.due())
     if not (stop or due):
         return
-    if not math.isfinite(float(state.total)):
-        raise FloatingPointError(f"loss is {float(state.total)} at step {state.progress.step}: lower the learning rate")
     checkpoints.save(state.snapshot(), wait=stop)
     if stop:
-        raise Preempted(state.progress.step)
+        raise Preempted(state.step)
 
 
 def _set_mode(network: nn.Module, strategies: Sequence[Strategy]) -> None:
@@ -359,13 +399,14 @@ def _set_mode(network: nn.Module, strategies: Sequence[Strategy]) -> None:
         strategy.set_mode(network)
 
 
-def _optimizer(parameters: list[nn.Parameter], config: LoopConfig, *, fused: bool) -> torch.optim.Optimizer:
-    """One kernel for all weights: fused on a GPU, by lists (foreach) on a CPU."""
-    kind = {"fused": fused, "foreach": not fused}
-    rates = {"lr": config.learning_rate, "weight_decay": config.weight_decay}
-    if config.optimizer == "sgd":
-        return torch.optim.SGD(parameters, momentum=MOMENTUM, nesterov=True, **rates, **kind)
-    return torch.optim.AdamW(parameters, **rates, **kind)
+def _optimizer(parameters: list[nn.Parameter], config: LoopConfig) -> torch.optim.Optimizer:
+    """One kernel a step for each weight, or for all of them (fused)."""
+    kinds: dict[str, Callable[..., torch.optim.Optimizer]] = {
+        "adamw": torch.optim.AdamW,
+        "sgd": partial(torch.optim.SGD, momentum=MOMENTUM, nesterov=True),
+    }
+    kind = kinds[config.optimizer]
+    return kind(parameters, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True)
 
 
 @contextmanager

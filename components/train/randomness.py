@@ -35,7 +35,18 @@ def generator(seed: int, purpose: Purpose, number: int = 0) -> np.random.Generat
 
 def torch_seed(seed: int, purpose: Purpose, number: int = 0) -> int:
     """The same as a seed for torch, in [0, 2^62)."""
-    return int(generator(seed, purpose, number).integers(2**62))
+    words = np.random.SeedSequence([seed, purpose, number]).generate_state(1, np.uint64)
+    return int(words[0] >> np.uint64(2))
+
+
+def seed_torch(seed: int) -> None:
+    """Seed torch's global generators, from which dropout draws.
+
+    Not `torch.manual_seed`: where CUDA is not in use, that remembers each call, with its stack, for when it will be.
+    """
+    torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed(seed)
 
 
 def torch_generator(seed: int, purpose: Purpose, number: int = 0) -> torch.Generator:

@@ -111,13 +111,18 @@ class EWC(Pull):
 
 
 class Distillation(Strategy):
-    """Learning without forgetting: stay with the champion's softened answers, over the classes it knows.
+    """Learning without forgetting: stay with the champion's softened answers, where it is right.
 
     The champion's logits are computed once for every row, not in every step: the challenger sees an augmented image,
-    the champion answered for the plain one. The loss is T^2 KL(champion || challenger), in nats.
+    the champion answered for the plain one. The loss is T^2 KL(champion || challenger) in nats, over all classes: to
+    the champion, new ones have probability zero, so old images push them down. Rows that the champion answers wrongly
+    count as zero: their labels say the opposite. (Where the champion was right about a fifth of a changed window,
+    staying with all its answers halved what was learnt; and over the old classes alone, new ones took over: on digits
+    with 15 replayed images, 62 % of the old ones stayed known without distillation, 0 to 50 % that way, 70 % this way.)
 
     Source:
-        Li & Hoiem, "Learning without Forgetting", ECCV 2016; T^2: Hinton et al., "Distilling the Knowledge", 2015.
+        Li & Hoiem, "Learning without Forgetting", ECCV 2016; only where the old model is right: focal distillation, Yan
+        et al., "Positive-Congruent Training", CVPR 2021; T^2: Hinton et al., "Distilling the Knowledge", 2015.
     """
 
     def __init__(self, weight: float, temperature: float) -> None:
@@ -128,15 +133,18 @@ class Distillation(Strategy):
         return {TEACHER: champion_logits(situation)}
 
     def begin(self, model: Classifier, kept: Tensors) -> None:
-        self.teacher = (kept[TEACHER] / self.temperature).softmax(1)
+        logits = kept[TEACHER]
+        known = (logits / self.temperature).softmax(1)
+        self.teacher = functional.pad(known, (0, len(model.spec.classes) - known.shape[1]))
 
     def loss(self, batch: Batch) -> Tensor:
         wanted = self.teacher[batch.index]
+        right = (wanted.argmax(1) == batch.labels).float()
         if batch.mixing:
-            wanted = batch.mixing.values(wanted)
-        known = batch.outputs[0][:, : wanted.shape[1]].float() / self.temperature
-        divergence = functional.kl_div(known.log_softmax(1), wanted, reduction="batchmean")
-        return self.weight * self.temperature**2 * divergence
+            wanted, right = batch.mixing.values(wanted), batch.mixing.values(right)
+        answers = (batch.outputs[0].float() / self.temperature).log_softmax(1)
+        divergence = functional.kl_div(answers, wanted, reduction="none").sum(1)
+        return self.weight * self.temperature**2 * (divergence * right).mean()
 
 
 @torch.no_grad()  # not inference mode: what comes out of that cannot take part in a loss

@@ -135,7 +135,7 @@ class Space:
         return cls(recipe=recipe, distributions=space)
 
     def start(self) -> dict[str, Value]:
-        """The recipe's own values, as Optuna sees them. A weight decay of 0 has no logarithm: it counts as the least."""
+        """The recipe's own values, as Optuna sees them. A weight decay of 0, without a logarithm, is the least."""
         own: dict[str, Value] = {"rate_factor": 1.0, "weight_decay": self.recipe.weight_decay or LEAST_DECAY}
         return {name: own[name] if name in own else _field(self.recipe, name) for name in self.distributions}
 

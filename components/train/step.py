@@ -6,6 +6,8 @@ import logging
 from importlib.metadata import version as package_version
 from typing import NoReturn
 
+import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from safetensors.torch import save as save_tensors
 
@@ -16,13 +18,13 @@ from components.core.reference import build_reference
 from components.core.runs import open_run, perform
 from components.core.windows import SCHEMA
 from components.train.checkpoint import lost_seconds
-from components.train.exemplars import choose_exemplars
 from components.train.fisher import accumulate_fisher, empirical_fisher
 from components.train.job import FISHER, Job, Outcome, train_rung
 from components.train.launch import Call, launch
+from components.train.memory import candidates, choose_exemplars
 from components.train.randomness import Purpose, torch_generator
 from components.train.replay import choose_replay
-from components.train.strategies import MODEL
+from components.train.strategies import MODEL, embed
 
 logger = logging.getLogger(__name__)
 
@@ -91,10 +93,22 @@ def _files(job: Job, outcome: Outcome, model: Classifier) -> dict[str, bytes]:
         torch_generator(config.training.seed, Purpose.REFERENCE),
     )
     files = {**save_classifier(model), **reference, "lineage.json": lineage.model_dump_json(indent=1).encode()}
-    files[EXEMPLARS] = write_exemplars(choose_exemplars(job, outcome, model))
+    files[EXEMPLARS] = write_exemplars(_exemplars(job, outcome, model))
     if outcome.recipe.ewc:
         files[FISHER] = save_tensors(_fisher(job, outcome, model))
     return files
+
+
+def _exemplars(job: Job, outcome: Outcome, model: Classifier) -> pa.Table:
+    """What the challenger remembers, of what the champion remembered and of the window."""
+    training, spec = job.config.training, outcome.spec
+    new = candidates([job.new_window], job.old_windows, training.seed)
+    rows = pa.concat_tables([job.remembered(job.old_windows), new])
+    rows = rows.filter(pc.is_in(rows["label"], pa.array(spec.classes)))
+    features = None
+    if training.exemplar_choice == "herding":
+        features = embed(model, job.open(rows, spec).images, training.batch_size)
+    return choose_exemplars(rows, training, features)
 
 
 def _fisher(job: Job, outcome: Outcome, model: Classifier) -> dict[str, torch.Tensor]:

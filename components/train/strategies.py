@@ -22,7 +22,7 @@ from components.train.adaptation import Interpolation, KeepBatchNorm
 from components.train.checkpoint import Keeper, NoCheckpoints, Progress
 from components.train.compute import Compute
 from components.train.logistic import fit_logistic
-from components.train.loop import Watch, fit
+from components.train.loop import Watch, accuracy, fit
 from components.train.objective import effective_weights
 from components.train.regularisers import EWC, L1SP, L2SP, Distillation
 from components.train.rows import TrainingRows, choose_rows
@@ -211,18 +211,19 @@ def _fit_head(
     watch: Watch = Watch(),  # noqa: B008
 ) -> Progress:
     """Fit the head on features of the body that are computed once, not in every epoch."""
-    features = embed(model, rows.images, task)
-    labels = rows.labels.to(task.compute.device)
+    features = embed(model, rows.images, task.batch_size)
+    labels, compute = rows.labels.to(task.compute.device), Compute(device=task.compute.device)
+    validation = None
+    if config.validation_fraction:
+        validation = (embed(model, rows.validation_images, task.batch_size), rows.validation_labels)
     if isinstance(config, Recipe) and config.solver == "lbfgs":
         counts = torch.bincount(labels, minlength=len(task.spec.classes)).double()
         weights = effective_weights(counts) if config.balance == "loss" else None
         losses = fit_logistic(
             model.head, features, labels, l2=config.weight_decay, iterations=config.epochs, weights=weights
         )
-        return Progress(losses=tuple(losses))
-    validation = None
-    if config.validation_fraction:
-        validation = (embed(model, rows.validation_images, task), rows.validation_labels)
+        accuracies = (accuracy(model.head, *validation, compute),) if validation else ()
+        return Progress(losses=tuple(losses), accuracies=accuracies)
     with progress("training the head", len(labels) * config.epochs) as advance:
         return fit(
             model.head,
@@ -232,7 +233,7 @@ def _fit_head(
             batch_size=task.batch_size,
             seed=task.seed,
             classes=len(task.spec.classes),
-            compute=Compute(device=task.compute.device),
+            compute=compute,
             strategies=strategies,
             validation=validation,
             checkpoints=stages,
@@ -241,13 +242,14 @@ def _fit_head(
 
 
 @torch.no_grad()
-def embed(model: Classifier, images: Pixels, task: Task) -> Tensor:
-    """Features of all images, float32 (n, width), on the device: one pass in evaluation mode."""
+def embed(model: Classifier, images: Pixels, batch_rows: int) -> Tensor:
+    """Features of all images, float32 (n, width), on the model's device: one pass in evaluation mode."""
     model.eval()
-    parts = [torch.empty(0, model.head.in_features, device=task.compute.device)]
+    device = model.head.weight.device
+    parts = [torch.empty(0, model.head.in_features, device=device)]
     with progress("computing features", len(images)) as advance:
-        for batch in images.batches(max(256, task.batch_size)):
-            placed = batch.to(task.compute.device).contiguous(memory_format=torch.channels_last)
+        for batch in images.batches(max(256, batch_rows)):
+            placed = batch.to(device).contiguous(memory_format=torch.channels_last)
             parts.append(model.embed(placed).float())
             advance(len(batch))
     return torch.cat(parts)

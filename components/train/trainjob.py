@@ -222,13 +222,14 @@ def run_train_job(
         RunFailed: The job failed, was deleted, took too long, or the API server stayed away.
     """
     job = TrainJob(api, manifest)
-    with _explained(f"TrainJob {job.name}"), _followed(job, on_line, poll_seconds):
+    with _explained(f"TrainJob {job.name}"):
         _submit(job, poll_seconds)
-        try:
-            ending = _wait_for_end(job, stop_asked, limit_seconds, poll_seconds)
-        except BaseException:
-            _clean_up(job, poll_seconds)
-            raise
+        with _followed(job, on_line, poll_seconds):
+            try:
+                ending = _wait_for_end(job, stop_asked, limit_seconds, poll_seconds)
+            except BaseException:
+                _clean_up(job, poll_seconds)
+                raise
         if not ending.complete:
             raise RunFailed(
                 "; ".join([f"TrainJob {job.name} failed: {ending.reason}: {ending.message}", *job.complaints()]),
@@ -272,8 +273,11 @@ class TrainJob:
         self._objects.patch_namespaced_custom_object(**self._one, body=owners)
 
     def delete(self) -> None:
-        """Have it deleted, with all that is below it first: when it is gone, its pods are."""
-        _none_if(404, self._objects.delete_namespaced_custom_object, **self._one, propagation_policy="Foreground")
+        """Delete it; what is below it follows.
+
+        Not the other way round (Foreground): Trainer 2.0 then sees its JobSet go and makes a new one, with new pods.
+        """
+        _none_if(404, self._objects.delete_namespaced_custom_object, **self._one, propagation_policy="Background")
 
     def pods(self) -> list[Document]:
         """Its pods, oldest first."""
@@ -388,7 +392,7 @@ def _delete(job: TrainJob, poll_seconds: float) -> bool:
     """Delete a job; whether it was gone, with its pods, within `DELETION_SECONDS`."""
     deadline = time.monotonic() + DELETION_SECONDS
     job.delete()
-    while job.read() is not None:
+    while job.read() is not None or job.pods():
         if time.monotonic() >= deadline:
             return False
         time.sleep(min(poll_seconds, 0.5))

@@ -25,7 +25,8 @@ class Entry(Document):
 
 
 class StoreJournal(BaseJournalBackend):
-    """Optuna's journal on an object store. Any number of processes and threads may append at the same time.
+    """Optuna's journal on an object store. Any number of processes and threads may append at the same time, where
+    `put_new` lets only one writer win: Swift, for one, lets several, and then keeps the last.
 
     Nobody writes a number before the one below it is known to be taken, so there are no gaps, and reading goes up
     until a number is free. A listing would not do: one of a directory that is being written to may miss an entry and

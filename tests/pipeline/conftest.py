@@ -26,7 +26,7 @@ SMALL: dict[str, Any] = {
         "architecture": "small-cnn",
         "image_size": 16,
         "channels": 1,
-        "retrain": {"epochs": 12, "learning_rate": 0.004},
+        "strategies": {"retrain": {"epochs": 12, "learning_rate": 0.004}},
     },
     "gate": {"min_accuracy": 0.7, "old_margin": 0.15, "new_margin": 0.3},  # holdouts of some twenty rows
     "validation": {"min_images": 20},

@@ -47,7 +47,7 @@ def registry_of(config_path: Path) -> Registry:
 
 def test_ladder_is_climbed_to_its_end_and_the_challenger_rejected(house: Path):
     ladder = {"ladder": ["head-only", "fine-tune", "retrain"]}
-    training = {"head_only": LAZY, "fine_tune": LAZY, "retrain": LAZY}
+    training = {"strategies": {"head-only": LAZY, "fine-tune": LAZY, "retrain": LAZY}}
     config = write_config(house, {"decision": ladder, "training": training, "gate": {"min_accuracy": 0.99}})
     write_digits(house / "next", (0, 1, 2, 3), 200, 160)
     report = run(house, "next", config)
@@ -100,18 +100,18 @@ def test_delivery_that_repeats_old_images_is_judged_on_the_new_ones(house: Path)
 
 
 def test_failed_step_is_reported_by_the_exit_task_and_by_the_exit_code(tmp_path: Path):
-    diverging = {"retrain": {"epochs": 3, "learning_rate": 1e30}}
+    diverging = {"strategies": {"retrain": {"epochs": 3, "learning_rate": 1e30}}}
     config = write_config(tmp_path, {"training": diverging})
     write_digits(tmp_path / "first", (0, 1), 0, 60)
     done = retrain("run", tmp_path / "first", "--config", config, "--json")
     assert done.returncode == 2
     assert done.stdout == ""
     assert executed(done.stderr) == [*BEFORE, "train", "report"]
-    assert "training.retrain.learning_rate" in done.stderr
+    assert "training.strategies.retrain.learning_rate" in done.stderr
     (report,) = (tmp_path / "store" / "runs").glob("*/report.json")
     told = json.loads(report.read_text())["document"]
     assert (told["outcome"], told["champion_after"]) == ("failed", None)
-    assert "training.retrain.learning_rate" in told["reason"]
+    assert "training.strategies.retrain.learning_rate" in told["reason"]
     assert registry_of(config).ledger() == []
 
 

@@ -11,12 +11,15 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import PIL
+import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 import torch
 from hypothesis import given, settings
@@ -29,7 +32,7 @@ from components.core.config import Config, IngestConfig, StoreConfig
 from components.core.datasets import DECODER, ImageSet, PixelCache, Pixels, decode_image, load_images
 from components.core.errors import ConfigurationError, IntegrityError
 from components.core.models import ModelSpec
-from components.core.storage import DirectoryStore
+from components.core.storage import DirectoryStore, sha256_hex
 from components.core.windows import Split, Window
 from components.ingest.step import ingest
 
@@ -262,6 +265,15 @@ def test_rows_have_the_columns_that_were_asked_for(windows: list[Window], cache:
     assert images.labels.tolist() == load(cache, windows, None).labels.tolist()
 
 
+def test_sets_of_images_one_after_the_other(windows: list[Window], cache: PixelCache) -> None:
+    train, holdout = load(cache, windows, "train"), load(cache, windows, "holdout")
+    both = ImageSet.concat([train, holdout])
+    assert named(both) == named(train) + named(holdout)
+    assert both.labels.tolist() == train.labels.tolist() + holdout.labels.tolist()
+    assert torch.equal(everything(both.images), torch.cat([everything(train.images), everything(holdout.images)]))
+    assert both.classes == SPEC.classes
+
+
 # --- images that nobody has labelled yet
 
 
@@ -340,6 +352,25 @@ def test_a_batch_is_a_copy() -> None:
 def test_a_row_beyond_the_last_is_an_error() -> None:
     with pytest.raises(IndexError):
         twin((2, 2), 0).pixels[torch.tensor([4])]
+
+
+@pytest.mark.parametrize("sizes", [(7,), (3, 0, 4)])
+def test_a_batch_goes_where_it_is_wanted(sizes: tuple[int, ...]) -> None:
+    made, rows = twin(sizes, 0), torch.tensor([6, 0, 3, 3])
+    for out in (
+        torch.zeros(4, 2, 3, 3, dtype=torch.uint8),
+        torch.zeros(4, 2, 3, 3, dtype=torch.uint8).contiguous(memory_format=torch.channels_last),
+        torch.zeros(9, 2, 3, 3, dtype=torch.uint8)[2:6],
+    ):
+        assert made.pixels.gather(rows, out) is out
+        assert torch.equal(out, made.tensor[rows])
+
+
+@pytest.mark.parametrize("sizes", [(7,), (3, 0, 4)])
+@pytest.mark.parametrize("rows", [1, 3])
+def test_a_buffer_of_another_size_is_refused(sizes: tuple[int, ...], rows: int) -> None:
+    with pytest.raises(AssertionError):
+        twin(sizes, 0).pixels.gather(torch.tensor([0, 1]), torch.zeros(rows, 2, 3, 3, dtype=torch.uint8))
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 7, 8])
@@ -686,3 +717,184 @@ def test_an_entry_that_another_process_removes_while_it_is_opened_is_made_again(
         with suppress(OSError, EOFError):  # to fail this once would do
             cache.pixels(windows[0], "train", SPEC)
     assert torch.equal(cache.pixels(windows[0], "train", SPEC)[0], before), "and nobody after us finds an empty file"
+
+
+# --- some images only
+
+
+class WatchedStore(DirectoryStore):
+    """Remembers what was read of it: keys with offset and length."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.reads: list[tuple[str, int, int | None]] = []
+
+    def get(self, key: str, *, offset: int = 0, length: int | None = None) -> bytes:
+        self.reads.append((key, offset, length))
+        return super().get(key, offset=offset, length=length)
+
+    @property
+    def image_reads(self) -> list[tuple[str, int, int | None]]:
+        return sorted(read for read in self.reads if "manifest" not in read[0])
+
+
+def watched(window: Window) -> tuple[Window, WatchedStore]:
+    """The same window, opened anew in a store that remembers."""
+    store = WatchedStore(Path(window.store.uri))
+    return Window(store, window.document), store
+
+
+def load_only(
+    cache: PixelCache, windows: list[Window], only: Collection[str], split: Split | None = "train"
+) -> ImageSet:
+    return load_images(windows, split, SPEC, SPEC.classes, cache, only=only)
+
+
+def some(window: Window, split: Split = "train", every: int = 3) -> list[str]:
+    digests: list[str] = window.rows(split)["sha256"].to_pylist()[::every]
+    assert digests, "or the test shows nothing"
+    return digests
+
+
+def decoded_from_now_on(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+    decoded: list[bytes] = []
+
+    def counting(data: bytes, size: int, channels: int) -> np.ndarray:
+        decoded.append(data)
+        return decode_image(data, size, channels)
+
+    monkeypatch.setattr(datasets, "decode_image", counting)
+    return decoded
+
+
+def other_cache(cache: PixelCache) -> PixelCache:
+    return PixelCache(StoreConfig(uri="unused", cache=str(cache.folder.parent / "other")))
+
+
+def same_as_in_the_whole(found: ImageSet, whole: ImageSet, only: Collection[str]) -> None:
+    """The wanted rows of the whole, bit for bit, and no others."""
+    wanted = whole.subset(torch.tensor([digest in set(only) for digest in named(whole)]))
+    assert found.rows.equals(wanted.rows)
+    assert torch.equal(found.labels, wanted.labels)
+    assert torch.equal(everything(found.images), everything(wanted.images))
+
+
+@pytest.mark.parametrize("kind", [list, set, tuple])
+def test_only_the_wanted_images_are_read_and_decoded(
+    windows: list[Window], cache: PixelCache, monkeypatch: pytest.MonkeyPatch, kind: type
+) -> None:
+    window, store = watched(windows[0])
+    only, decoded = some(window), decoded_from_now_on(monkeypatch)
+    found = load_only(cache, [window], kind(only))
+    rows = window.rows("train").filter(pc.is_in(window.rows("train")["sha256"], pa.array(only)))
+    folder = f"datasets/images/windows/{window.document.id}"
+    places = zip(rows["shard"].to_pylist(), rows["offset"].to_pylist(), rows["bytes"].to_pylist(), strict=True)
+    assert store.image_reads == sorted((f"{folder}/{shard}", offset, length) for shard, offset, length in places)
+    assert sorted(sha256_hex(data) for data in decoded) == sorted(only)
+    assert len(entries(cache)) == 1
+    same_as_in_the_whole(found, load(other_cache(cache), [windows[0]], "train"), only)
+
+
+def test_many_wanted_images_of_a_shard_are_one_read_and_still_no_other_is_decoded(
+    windows: list[Window], cache: PixelCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("components.core.windows.RANGED_READS", 2)
+    window, store = watched(windows[0])
+    only, decoded = some(window), decoded_from_now_on(monkeypatch)
+    load_only(cache, [window], only)
+    assert [(offset, length) for _, offset, length in store.image_reads] == [(0, None)]
+    assert sorted(sha256_hex(data) for data in decoded) == sorted(only)
+
+
+def test_a_choice_is_decoded_once_whatever_its_order(windows: list[Window], cache: PixelCache) -> None:
+    only = some(windows[0])
+    first = load_only(cache, [windows[0]], only)
+    made = entries(cache)
+    without_shards(windows[0])
+    for again in (only, only[::-1], set(only)):
+        same_as_in_the_whole(load_only(cache, [windows[0]], again), first, only)
+    assert entries(cache) == made
+
+
+def test_another_choice_has_an_array_of_its_own(windows: list[Window], cache: PixelCache) -> None:
+    whole = load(other_cache(cache), windows, "train")
+    for number, every in enumerate((2, 3, 4), start=1):
+        only = some(windows[0], every=every)
+        same_as_in_the_whole(load_only(cache, [windows[0]], only), whole, only)
+        assert len(entries(cache)) == number
+
+
+def test_a_side_that_is_there_already_is_used(windows: list[Window], cache: PixelCache) -> None:
+    whole = load(cache, [windows[0]], "train")
+    made, only = entries(cache), some(windows[0])
+    same_as_in_the_whole(load_only(cache, [without_shards(windows[0])], only), whole, only)
+    assert entries(cache) == made
+
+
+def test_a_side_that_is_gone_is_not_made_again_for_some_images(
+    windows: list[Window], cache: PixelCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = load(cache, [windows[0]], "train")
+    for path in cache.folder.iterdir():
+        path.unlink()
+    only, decoded = some(windows[0]), decoded_from_now_on(monkeypatch)
+    same_as_in_the_whole(load_only(cache, [windows[0]], only), whole, only)
+    assert len(decoded) == len(only)
+
+
+def test_wanting_every_image_of_a_side_is_wanting_the_side(windows: list[Window], cache: PixelCache) -> None:
+    found = load_only(cache, [windows[0]], some(windows[0], every=1))
+    made = entries(cache)
+    assert named(load(cache, [without_shards(windows[0])], "train")) == named(found)
+    assert entries(cache) == made
+
+
+def test_some_images_of_both_sides(windows: list[Window], cache: PixelCache) -> None:
+    only = some(windows[0], "train") + some(windows[1], "holdout", every=1)
+    same_as_in_the_whole(load_only(cache, windows, only, None), load(other_cache(cache), windows, None), only)
+
+
+def test_a_wanted_image_in_two_windows_is_taken_from_the_first(windows: list[Window], cache: PixelCache) -> None:
+    first, second = (set(some(window, every=1)) for window in windows)
+    assert (shared := first & second), "or this test shows nothing"
+    assert sorted(named(load_only(cache, windows, shared))) == sorted(shared)
+    assert [name[:32] for name in entries(cache)] == [windows[0].document.id]
+
+
+@pytest.mark.parametrize("only", [[], set(), ["f" * 64]], ids=str)
+def test_wanting_what_is_not_there_decodes_nothing(
+    windows: list[Window], cache: PixelCache, only: Collection[str]
+) -> None:
+    found = load_only(cache, windows, only)
+    assert (len(found), everything(found.images).shape) == (0, (0, 3, 4, 4))
+    assert not cache.folder.exists()
+
+
+def test_some_images_need_no_more_room_than_they_take(windows: list[Window], cache: PixelCache) -> None:
+    only = some(windows[0])
+    size = len(only) * 3 * 4 * 4
+    assert size < bytes_of(windows[0], "train"), "or the test shows nothing"
+    with pytest.raises(ConfigurationError, match=r"store\.cache_bytes"):
+        load_only(limited(cache, size - 1), [windows[0]], only)
+    assert entries(cache) == []
+    assert len(load_only(limited(cache, size), [windows[0]], only)) == len(only)
+
+
+def test_some_images_go_like_all_others_when_the_cache_is_full(windows: list[Window], cache: PixelCache) -> None:
+    load_only(cache, [windows[0]], some(windows[0]))
+    limited(cache, bytes_of(windows[1], "train") + 100).pixels(windows[1], "train", SPEC)
+    assert [name[:32] for name in entries(cache)] == [windows[1].document.id]
+
+
+def test_some_images_that_fail_midway_leave_nothing_in_the_cache(
+    windows: list[Window], cache: PixelCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(data: bytes, size: int, channels: int) -> np.ndarray:
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(datasets, "decode_image", failing)
+        with pytest.raises(MemoryError):
+            load_only(cache, [windows[0]], some(windows[0]))
+    assert entries(cache) == []
+    assert len(load_only(cache, [windows[0]], some(windows[0]))) == len(some(windows[0]))

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +33,11 @@ from components.train.search import (
     Found,
     Report,
     Space,
+    Tried,
     search,
 )
 from components.train.trials import StoreJournal
+from tests.servers import on
 
 ROOT = Path(__file__).parents[2]
 BEST_RATE = 0.02
@@ -131,6 +134,7 @@ def test_late_writer_appends_behind_what_it_never_read(directory: DirectoryStore
     assert StoreJournal(directory, "a").read_logs(0) == [{"n": n} for n in range(6)]
 
 
+@on("directory", "versitygw")  # moto and Swift let two writers of a key win at once
 def test_threads_lose_and_double_nothing(store: ObjectStore):
     def append(writer: int, journal: StoreJournal) -> None:
         for number in range(6):
@@ -312,10 +316,10 @@ def test_search_of_digits_mends_a_rate_that_is_too_low(directory: DirectoryStore
             report(epoch, share)
         return share
 
-    found = find(directory, recipe(trials=10, learning_rate=1e-3), evaluate)
+    found = find(directory, recipe(trials=10, learning_rate=1e-4), evaluate)
     assert found.best is not None
     assert found.best.accuracy > found.trials[0].accuracy + 0.03
-    assert found.recipe.learning_rate > 3e-3
+    assert found.recipe.learning_rate > 3e-4
     assert evaluate(found.recipe, lambda epoch, accuracy: None) == found.best.accuracy
 
 
@@ -435,15 +439,19 @@ def test_killed_while_writing_ends_like_one_that_ran_through(tmp_path: Path, see
     assert found == through
 
 
-def test_killed_at_each_of_the_first_writes_ends_like_one_that_ran_through(tmp_path: Path):
+@pytest.mark.parametrize("fate", ["before", "after"])
+def test_killed_at_any_write_ends_like_one_that_ran_through(tmp_path: Path, fate: str):
     own = recipe(trials=2)
-    through = find(DirectoryStore(tmp_path / "through"), own)
-    for number in range(24):
-        fates = iter(["written"] * number + [("before", "after")[number % 2]] + ["written"] * 200)
+    inner = DirectoryStore(tmp_path / "through")
+    through = find(inner, own)
+    writes = len(list(inner.list_objects("searches/")))
+    assert writes >= 20  # two trials of two values, five epochs, seconds and state
+    for number in range(writes):
+        fates = chain(["written"] * number, [fate], repeat("written"))
         store = FatefulStore(DirectoryStore(tmp_path / str(number)), fates)
-        found, kills = until_done(lambda store=store: find(store, own))  # type: ignore[misc]
-        assert kills == 1
-        assert found == through
+        with pytest.raises(Killed):
+            find(store, own)
+        assert find(store, own) == through
 
 
 def test_interrupted_trials_do_not_stay_running(directory: DirectoryStore):
@@ -483,6 +491,18 @@ def test_seed_decides_what_is_drawn(tmp_path: Path):
     assert not set(rates[0][1:]) & set(rates[2][1:])
 
 
+def test_sentence_tells_what_was_won():
+    tried = (
+        Tried(number=0, values={"learning_rate": 0.005}, accuracy=0.5, state="complete", seconds=10.0),
+        Tried(number=1, values={"learning_rate": 0.0201234}, accuracy=0.75, state="complete", seconds=11.0),
+        Tried(number=2, values={"learning_rate": 0.05}, accuracy=0.9, state="pruned", seconds=3.0),
+    )
+    assert Found(recipe=recipe(), trials=tried).sentence == (
+        "searched 3 trials (1 pruned, 0 diverged) in 24 s: trial 1 is best with accuracy 0.7500 (0.5000 as it was): "
+        "learning_rate 0.0201"
+    )
+
+
 def test_no_trials_leave_the_recipe_as_it_is(directory: DirectoryStore):
     found = find(directory, recipe(trials=0))
     assert found.recipe == recipe(trials=0)
@@ -494,11 +514,10 @@ def test_messages_come_through_our_logger_alone(
     directory: DirectoryStore, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ):
     with caplog.at_level(logging.INFO):
-        found = find(directory, recipe(trials=2))
+        find(directory, recipe(trials=2))
     assert {record.name for record in caplog.records} == {"components.train.search"}
     assert [r.getMessage().split(",")[0] for r in caplog.records] == [
         "search: trial 0 of 2 complete",
         "search: trial 1 of 2 complete",
     ]
-    assert "learning_rate 0.005, weight_decay 0.01" not in found.sentence or found.best == found.trials[0]
     assert capfd.readouterr() == ("", "")

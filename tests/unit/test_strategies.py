@@ -1,7 +1,11 @@
-"""The ways of updating a champion: what each may touch, and, on real digits, that each has the effect it is for."""
+"""From recipes to challengers: what each may touch, and, on real digits, that each has the effect it is for.
+
+The champion knows the digits 0 to 4, upright. A window brings 5 to 9, or the old digits lying on their side.
+"""
 
 from dataclasses import replace
 from functools import cache
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -9,75 +13,23 @@ import torch
 from sklearn.datasets import load_digits
 from torch import Tensor
 
-from components.core.config import LoopConfig
+from components.core.config import TrainingConfig
 from components.core.datasets import ImageSet, Pixels
-from components.core.models import Classifier, ModelSpec, build_classifier
+from components.core.errors import ConfigurationError
+from components.core.models import Classifier, ModelSpec, build_classifier, stages
+from components.core.recipes import RECIPES, Augmentation, LoopConfig, MetaConfig, Recipe
 from components.evaluate.step import answer
-from components.train.strategies import STRATEGIES, Task, Trained, choose_replay, fine_tune, retrain, train_head
+from components.train.replay import choose_replay
+from components.train.strategies import Task, Trained, train_challenger
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 DIGITS = tuple("0123456789")
 SIZE = 16
+OLD, NEW, ALL = (0, 1, 2, 3, 4), (5, 6, 7, 8, 9), tuple(range(10))
 
 
 def seeded(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
-
-
-# --- choose_replay
-
-
-def replay(labels: list[int], count: int, seed: int = 0) -> Tensor:
-    return choose_replay(torch.tensor(labels, dtype=torch.int64), count, seeded(seed))
-
-
-@pytest.mark.parametrize("seed", range(5))
-@pytest.mark.parametrize("count", [1, 2, 3, 7, 9, 30])
-def test_replay_is_balanced_over_classes(seed: int, count: int) -> None:
-    labels = [0] * 100 + [1] * 10 + [2] * 30
-    counts = torch.tensor(labels)[replay(labels, count, seed)].bincount(minlength=3)
-    assert int(counts.sum()) == count
-    assert int(counts.max() - counts.min()) <= 1
-
-
-def test_a_class_that_runs_out_is_made_up_for_by_the_others() -> None:
-    # 4 of class 1 are all there are; the other 16 of 20 come evenly from 0 and 2.
-    labels = [0] * 50 + [1] * 4 + [2] * 50
-    assert torch.tensor(labels)[replay(labels, 20)].bincount().tolist() == [8, 4, 8]
-
-
-def test_no_row_is_replayed_twice_and_rows_are_in_order() -> None:
-    chosen = replay([0, 1, 2] * 20, 41).tolist()
-    assert len(set(chosen)) == 41
-    assert chosen == sorted(chosen)
-
-
-@pytest.mark.parametrize("count", [6, 7, 1000])
-def test_wanting_more_than_there_is_gives_everything(count: int) -> None:
-    assert replay([0, 0, 0, 1, 1, 2], count).tolist() == [0, 1, 2, 3, 4, 5]
-
-
-@pytest.mark.parametrize(("labels", "count"), [([], 5), ([0, 1, 1], 0), ([], 0)])
-def test_wanting_nothing_or_having_nothing_gives_nothing(labels: list[int], count: int) -> None:
-    chosen = replay(labels, count)
-    assert (len(chosen), chosen.dtype) == (0, torch.int64)
-
-
-def test_replay_follows_its_generator() -> None:
-    labels = [0, 1] * 40
-    assert torch.equal(replay(labels, 20, 1), replay(labels, 20, 1))
-    assert not torch.equal(replay(labels, 20, 1), replay(labels, 20, 2))
-
-
-def test_every_row_of_a_class_is_drawn_equally_often() -> None:
-    # 2 of 10 rows, one of each class of five: each row has a chance of 1 in 5. 600 draws: 120 +- 9.8 each.
-    counts = torch.zeros(10)
-    for seed in range(600):
-        counts[replay([0] * 5 + [1] * 5, 2, seed)] += 1
-    assert float((counts - 120).abs().max()) < 4 * 9.8
-
-
-# --- strategies, on real images
 
 
 @cache
@@ -90,46 +42,57 @@ def digits() -> tuple[Tensor, Tensor]:
     return images.round().to(torch.uint8)[order], torch.from_numpy(bunch.target).to(torch.int64)[order]
 
 
-def pick(start: int, stop: int, labels: tuple[int, ...]) -> ImageSet:
+def pick(start: int, stop: int, labels: tuple[int, ...], *, sideways: bool = False) -> ImageSet:
     """The digits of some classes among the rows from `start` to `stop`: rows below 1,000 train, the others test."""
     images, targets = digits()
     keep = torch.isin(targets[start:stop], torch.tensor(labels)).nonzero().flatten() + start
-    rows = pa.table({"row": keep.tolist()})
-    return ImageSet(images=Pixels([images], keep), labels=targets[keep], classes=DIGITS, rows=rows)
+    names = [f"{int(row):064x}" for row in keep]
+    rows = pa.table({"sha256": names, "group": pa.array([None] * len(names), pa.string())})
+    shown = images.rot90(1, (2, 3)) if sideways else images
+    return ImageSet(images=Pixels([shown.contiguous()], keep), labels=targets[keep], classes=DIGITS, rows=rows)
 
 
-OLD, NEW, ALL = (0, 1, 2, 3, 4), (5, 6, 7, 8, 9), tuple(range(10))
 NOTHING = pick(0, 0, ALL)
 
 
-def spec(classes: tuple[str, ...]) -> ModelSpec:
-    return ModelSpec(architecture="small-cnn", classes=classes, image_size=SIZE, channels=1, mean=(0.3,), std=(0.37,))
+def spec(classes: tuple[str, ...] = DIGITS, size: int = SIZE) -> ModelSpec:
+    return ModelSpec(architecture="small-cnn", classes=classes, image_size=size, channels=1, mean=(0.3,), std=(0.37,))
 
 
-def task(champion: Classifier | None, old: ImageSet, new: ImageSet, **changes: object) -> Task:
+def task(champion: Classifier | None, old: ImageSet, new: ImageSet, recipe: Recipe, **changes: Any) -> Task:
+    wanted = changes.pop("spec", spec())
     made = Task(
-        spec=spec(DIGITS),
+        spec=wanted,
         champion=champion,
+        fresh=lambda: build_classifier(wanted, seeded(1)),
         old=old,
         new=new,
-        loop=LoopConfig(epochs=5, learning_rate=3e-3),
-        head_loop=LoopConfig(epochs=30, learning_rate=2e-2),
+        memory=lambda: pick(0, 500, OLD),
+        recipe=recipe,
+        head=LoopConfig(epochs=30, learning_rate=2e-2),
         batch_size=16,
-        replay_fraction=0.5,
-        generator=seeded(0),
-        device=torch.device("cpu"),
+        seed=0,
     )
-    return replace(made, **changes)  # type: ignore[arg-type]
+    return replace(made, **changes)
+
+
+def recipe(**changes: Any) -> Recipe:
+    return Recipe(**{"epochs": 5, "learning_rate": 3e-3, **changes})
 
 
 def accuracy(model: Classifier, images: ImageSet) -> float:
     return float((answer(model, images.images, 512) == images.labels).float().mean())
 
 
+def exemplars(count: int = 100) -> ImageSet:
+    old = pick(0, 500, OLD)
+    return old.subset(choose_replay(old.labels, count, seeded(0)))
+
+
 @cache
 def trained_champion() -> Classifier:
-    old = pick(0, 500, OLD)
-    return retrain(task(None, NOTHING, old, spec=spec(DIGITS[:5]))).model
+    fresh = recipe(start="fresh", rows="all", epochs=6)
+    return train_challenger(task(None, NOTHING, pick(0, 500, OLD), fresh, spec=spec(DIGITS[:5]))).model
 
 
 @pytest.fixture
@@ -144,121 +107,331 @@ def frozen(model: Classifier) -> dict[str, Tensor]:
     return {name: value.clone() for name, value in model.state_dict().items()}
 
 
-def test_retrain_learns_the_digits() -> None:
-    trained = retrain(task(None, pick(0, 300, ALL), pick(300, 600, ALL)))
-    assert accuracy(trained.model, pick(1000, 1500, ALL)) > 0.9
-    assert (trained.rows, trained.replayed_rows, len(trained.losses)) == (600, 0, 5)
-    assert trained.losses[-1] < trained.losses[0]
+# --- what holds for all recipes
+
+QUICK = {"epochs": 1, "learning_rate": 1e-3, "meta": MetaConfig(ways=3, steps=2, meta_batch=1)}
 
 
-def test_fine_tune_with_replay_forgets_less_than_without(champion: Classifier) -> None:
-    old, new, old_test = pick(0, 500, OLD), pick(0, 500, NEW), pick(1000, 1500, OLD)
-    before = accuracy(champion, old_test)
-    kept = accuracy(fine_tune(task(champion, old, new)).model, old_test)
-    forgot = accuracy(fine_tune(task(champion, old, new, replay_fraction=0.0)).model, old_test)
-    assert before > 0.9
-    assert kept > 0.9
-    assert forgot < 0.5
+def quick(name: str, **changes: Any) -> Recipe:
+    return RECIPES[name].model_copy(update={**QUICK, **changes})
 
 
-def test_fine_tune_learns_the_new_classes(champion: Classifier) -> None:
-    trained = fine_tune(task(champion, pick(0, 500, OLD), pick(0, 500, NEW)))
-    assert accuracy(champion, pick(1000, 1500, NEW)) == 0.0
-    assert accuracy(trained.model, pick(1000, 1500, NEW)) > 0.85
+def rows_for(chosen: Recipe) -> ImageSet:
+    return {"new": NOTHING, "replay": exemplars(50), "all": pick(0, 200, OLD)}[chosen.rows]
 
 
-def test_head_only_learns_new_classes_on_the_frozen_body(champion: Classifier) -> None:
-    trained = train_head(task(champion, pick(0, 500, OLD), pick(0, 500, NEW)))
-    assert accuracy(trained.model, pick(1000, 1500, ALL)) > 0.75  # chance is 0.1, the champion's own 0.5
-
-
-def test_head_only_leaves_the_body_bit_for_bit(champion: Classifier) -> None:
-    trained = train_head(task(champion, pick(0, 200, OLD), pick(0, 200, NEW)))
-    body, before = trained.model.body.state_dict(), champion.body.state_dict()
-    assert all(torch.equal(body[name], before[name]) for name in before)
-    assert not torch.equal(trained.model.head.weight[:5], champion.head.weight)
-
-
-@pytest.mark.parametrize("strategy", STRATEGIES)
-def test_the_champion_is_untouched(champion: Classifier, strategy: str) -> None:
-    before, quick = frozen(champion), LoopConfig(epochs=1, learning_rate=1e-2)
-    trained = STRATEGIES[strategy](  # type: ignore[index]
-        task(champion, pick(0, 100, OLD), pick(0, 100, NEW), loop=quick, head_loop=quick)
-    )
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_champion_is_untouched(champion: Classifier, name: str) -> None:
+    before = frozen(champion)
+    trained = train_challenger(task(champion, rows_for(RECIPES[name]), pick(0, 100, NEW), quick(name)))
     assert trained.model is not champion
     assert not champion.training
     assert champion.spec.classes == DIGITS[:5]
     assert all(torch.equal(value, before[name]) for name, value in champion.state_dict().items())
-    assert all(parameter.grad is None for parameter in champion.parameters())
+    assert all(parameter.grad is None and parameter.requires_grad for parameter in champion.parameters())
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
-def test_one_seed_gives_one_challenger(champion: Classifier, strategy: str) -> None:
+@pytest.mark.parametrize("name", RECIPES)
+def test_one_seed_gives_one_challenger(champion: Classifier, name: str) -> None:
     def run(seed: int) -> Trained:
-        quick = LoopConfig(epochs=2, learning_rate=1e-2)
-        made = task(champion, pick(0, 150, OLD), pick(0, 150, NEW), loop=quick, head_loop=quick)
-        return STRATEGIES[strategy](replace(made, generator=seeded(seed)))  # type: ignore[index]
+        return train_challenger(
+            task(champion, rows_for(RECIPES[name]), pick(0, 150, NEW), quick(name, epochs=2), seed=seed)
+        )
 
     first, second, other = run(1), run(1), run(2)
     assert first.losses == second.losses
-    assert first.losses != other.losses
+    assert name == "logistic" or first.losses != other.losses  # a convex problem has one answer
     for a, b in zip(first.model.state_dict().values(), second.model.state_dict().values(), strict=True):
         assert torch.equal(a, b)
 
 
-@pytest.mark.parametrize(("fraction", "replayed"), [(0.0, 0), (0.25, 25), (1.0, 100)])
-def test_replayed_rows_are_the_fraction_of_the_old_ones(champion: Classifier, fraction: float, replayed: int) -> None:
-    quick = LoopConfig(epochs=1, learning_rate=1e-3)
-    old = pick(0, 1000, OLD).subset(torch.arange(100))
-    new = pick(0, 1000, NEW).subset(torch.arange(40))
-    trained = train_head(task(champion, old, new, head_loop=quick, replay_fraction=fraction))
-    assert (trained.replayed_rows, trained.rows) == (replayed, 40 + replayed)
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_grows_the_head(champion: Classifier, name: str) -> None:
+    trained = train_challenger(task(champion, rows_for(RECIPES[name]), pick(0, 100, NEW), quick(name)))
+    assert trained.model.spec.classes == DIGITS
+    assert trained.model.head.out_features == 10
+    assert not trained.model.training
 
 
-@pytest.mark.parametrize(("classes", "epochs"), [(DIGITS, 3 + 2), (DIGITS[:5], 2)])
-def test_only_a_grown_head_is_fitted_first(champion: Classifier, classes: tuple[str, ...], epochs: int) -> None:
-    trained = fine_tune(
-        task(
-            champion,
-            pick(0, 100, OLD),
-            pick(100, 200, OLD),
-            spec=spec(classes),
-            loop=LoopConfig(epochs=2, learning_rate=1e-3),
-            head_loop=LoopConfig(epochs=3, learning_rate=1e-3),
-        )
-    )
-    assert len(trained.losses) == epochs
-    assert trained.model.spec.classes == classes
-
-
-def test_fine_tune_moves_the_body(champion: Classifier) -> None:
-    quick = LoopConfig(epochs=1, learning_rate=1e-3)
-    trained = fine_tune(task(champion, pick(0, 100, OLD), pick(0, 100, NEW), loop=quick, head_loop=quick))
-    assert not torch.equal(trained.model.body.state_dict()["0.weight"], champion.body.state_dict()["0.weight"])
-
-
-@pytest.mark.parametrize("strategy", ["head-only", "fine-tune"])
-def test_only_a_retrain_does_without_a_champion(strategy: str) -> None:
-    with pytest.raises(AssertionError, match="no champion"):
-        STRATEGIES[strategy](task(None, NOTHING, pick(0, 50, ALL)))  # type: ignore[index]
-
-
-@pytest.mark.parametrize("strategy", STRATEGIES)
-def test_parts_of_the_training_rows_on_disk_make_no_difference(champion: Classifier, strategy: str) -> None:
+def test_parts_of_the_training_rows_on_disk_make_no_difference(champion: Classifier) -> None:
     def run(old: ImageSet, new: ImageSet) -> Trained:
-        quick = LoopConfig(epochs=1, learning_rate=1e-2)
-        return STRATEGIES[strategy](task(champion, old, new, loop=quick, head_loop=quick))  # type: ignore[index]
+        return train_challenger(task(champion, old, new, quick("distil")))
 
     def in_pieces(images: ImageSet) -> ImageSet:
         everything = images.images[torch.arange(len(images))]
-        parts = list(everything.split(17))
-        return replace(images, images=Pixels(parts, torch.arange(len(images))))
+        return replace(images, images=Pixels(list(everything.split(17)), torch.arange(len(images))))
 
     old, new = pick(0, 150, OLD), pick(0, 150, NEW)
     whole, pieces = run(old, new), run(in_pieces(old), in_pieces(new))
     assert whole.losses == pieces.losses
-    for a, b in zip(whole.model.state_dict().values(), pieces.model.state_dict().values(), strict=True):
-        assert torch.equal(a, b)
+
+
+def test_only_fresh_weights_do_without_a_champion() -> None:
+    with pytest.raises(AssertionError, match="no champion"):
+        train_challenger(task(None, NOTHING, pick(0, 50, ALL), recipe()))
+
+
+def test_rows_are_counted_and_replayed_ones_apart(champion: Classifier) -> None:
+    trained = train_challenger(task(champion, exemplars(30), pick(0, 100, NEW), quick("fine-tune")))
+    new = len(pick(0, 100, NEW))
+    assert (trained.rows, trained.replayed_rows) == (new + 30, 30)
+
+
+# --- retrain, and how fresh weights differ
+
+
+def test_retrain_learns_the_digits() -> None:
+    trained = train_challenger(task(None, pick(0, 300, ALL), pick(300, 600, ALL), recipe(start="fresh", rows="all")))
+    assert accuracy(trained.model, pick(1000, 1500, ALL)) > 0.9
+    assert (trained.rows, trained.replayed_rows, len(trained.losses)) == (600, 300, 5)
+    assert trained.losses[-1] < trained.losses[0]
+
+
+def test_a_shrunk_champion_still_knows_after_an_epoch_what_fresh_weights_have_to_learn(champion: Classifier) -> None:
+    def old_digits(start: str) -> float:
+        chosen = recipe(start=start, rows="all", epochs=1)
+        made = [task(champion, pick(0, 500, OLD), pick(0, 500, NEW), chosen, seed=seed) for seed in range(3)]
+        return sum(accuracy(train_challenger(m).model, pick(1000, 1700, OLD)) for m in made) / 3
+
+    assert old_digits("shrunk") > old_digits("fresh") + 0.05
+
+
+def test_shrunk_weights_are_the_given_mix_of_champion_and_fresh_ones(champion: Classifier) -> None:
+    from components.train.starts import shrink_and_perturb
+
+    model, fresh = build_classifier(spec(DIGITS[:5]), seeded(0)), build_classifier(spec(DIGITS[:5]), seeded(7))
+    model.load_state_dict(champion.state_dict())
+    shrink_and_perturb(model, fresh, 0.4, 0.1)
+    expected = 0.4 * champion.head.weight + 0.1 * fresh.head.weight
+    assert torch.allclose(model.head.weight, expected)
+    norm = "body.1.weight"  # a scale of batch norm stays
+    assert torch.equal(model.state_dict()[norm], champion.state_dict()[norm])
+
+
+# --- forgetting: 5 to 9 arrive
+
+
+def forgetting(champion: Classifier, chosen: Recipe, old: ImageSet, **changes: Any) -> tuple[float, float]:
+    """Accuracy on old and on new digits after a window of new digits."""
+    trained = train_challenger(task(champion, old, pick(0, 500, NEW), chosen, **changes))
+    return accuracy(trained.model, pick(1000, 1700, OLD)), accuracy(trained.model, pick(1000, 1700, NEW))
+
+
+@cache
+def naive() -> tuple[float, float]:
+    return forgetting(trained_champion(), recipe(rows="new"), NOTHING)
+
+
+def test_naive_fine_tuning_forgets() -> None:
+    old, new = naive()
+    assert accuracy(trained_champion(), pick(1000, 1700, OLD)) > 0.95
+    assert old < 0.5
+    assert new > 0.85
+
+
+def test_replay_keeps_old_classes_and_learns_new_ones(champion: Classifier) -> None:
+    old, new = forgetting(champion, recipe(), exemplars(60))
+    assert old > naive()[0] + 0.3
+    assert old > 0.85
+    assert new > 0.85
+
+
+def test_distillation_with_replay_keeps_more_than_replay(champion: Classifier) -> None:
+    few = exemplars(15)
+    replayed = [forgetting(champion, recipe(), few, seed=seed)[0] for seed in range(3)]
+    distilled = [forgetting(champion, recipe(lwf=2.0), few, seed=seed) for seed in range(3)]
+    assert sum(old for old, _ in distilled) / 3 > sum(replayed) / 3 + 0.04
+    assert min(new for _, new in distilled) > 0.9
+
+
+def mirrored(start: int, stop: int, labels: tuple[int, ...]) -> ImageSet:
+    rows = pick(start, stop, labels)
+    return replace(rows, images=Pixels([digits()[0].flip(3).contiguous()], rows.images._index))
+
+
+def test_distillation_alone_keeps_more_of_the_old_where_the_champion_is_often_right(champion: Classifier) -> None:
+    """The champion recognises half of the digits in a mirror: staying with these answers keeps upright ones too."""
+
+    def mirror(chosen: Recipe, seed: int) -> tuple[float, float]:
+        made = task(champion, NOTHING, mirrored(0, 500, OLD), chosen, spec=spec(DIGITS[:5]), seed=seed)
+        model = train_challenger(made).model
+        return accuracy(model, pick(1000, 1700, OLD)), accuracy(model, mirrored(1000, 1700, OLD))
+
+    naively = [mirror(recipe(rows="new"), seed)[0] for seed in range(3)]
+    distilled = [mirror(recipe(rows="new", lwf=5.0), seed) for seed in range(3)]
+    assert sum(old for old, _ in distilled) / 3 > sum(naively) / 3 + 0.02
+    assert min(new for _, new in distilled) > 0.9
+
+
+# --- forgetting: the old digits arrive lying on their side
+
+
+def turned(champion: Classifier, chosen: Recipe, old: ImageSet = NOTHING, **changes: Any) -> tuple[float, float]:
+    """Accuracy on upright and on lying digits of the old classes after a window of lying ones."""
+    made = task(champion, old, pick(0, 500, OLD, sideways=True), chosen, spec=spec(DIGITS[:5]), **changes)
+    trained = train_challenger(made)
+    upright, lying = pick(1000, 1700, OLD), pick(1000, 1700, OLD, sideways=True)
+    return accuracy(trained.model, upright), accuracy(trained.model, lying)
+
+
+@cache
+def naively_turned() -> tuple[float, float]:
+    return turned(trained_champion(), recipe(rows="new"))
+
+
+@pytest.mark.parametrize(
+    "held",
+    [{"l2_sp": 0.3}, {"l1_sp": 0.003}, {"ewc": 1e4}, {"keep_champion": 0.5}],
+    ids=lambda held: next(iter(held)),
+)
+def test_what_holds_a_challenger_keeps_more_of_the_old(champion: Classifier, held: dict[str, float]) -> None:
+    upright, lying = turned(champion, recipe(rows="new", **held))
+    assert upright > naively_turned()[0] + 0.05
+    before = accuracy(champion, pick(1000, 1700, OLD, sideways=True))
+    assert lying > before + 0.05  # and something was learnt
+
+
+def test_ewc_uses_the_versions_own_fisher_where_there_is_one(champion: Classifier) -> None:
+    nothing_matters = {name: torch.zeros_like(value) for name, value in champion.named_parameters()}
+    free = turned(champion, recipe(rows="new", ewc=1e4), fisher=nothing_matters)
+    assert free == naively_turned()
+
+
+# --- what moves
+
+
+def test_head_only_leaves_the_body_bit_for_bit(champion: Classifier) -> None:
+    for chosen in (recipe(layers="head"), RECIPES["logistic"]):
+        trained = train_challenger(task(champion, exemplars(), pick(0, 200, NEW), chosen))
+        body, before = trained.model.body.state_dict(), champion.body.state_dict()
+        assert all(torch.equal(body[name], before[name]) for name in before)
+        assert not torch.equal(trained.model.head.weight[:5], champion.head.weight)
+
+
+@pytest.mark.parametrize("name", ["head-only", "logistic"])
+def test_a_head_learns_new_classes_on_the_frozen_body(champion: Classifier, name: str) -> None:
+    trained = train_challenger(task(champion, exemplars(250), pick(0, 500, NEW), RECIPES[name]))
+    assert accuracy(trained.model, pick(1000, 1700, ALL)) > 0.75  # chance is 0.1, the champion's own 0.5
+
+
+def test_partial_fine_tuning_moves_what_comes_from_its_stage_on(champion: Classifier) -> None:
+    stage = stages(champion)[-2]
+    trained = train_challenger(task(champion, exemplars(), pick(0, 100, NEW), recipe(layers=stage, epochs=1)))
+    before, after = dict(champion.named_parameters()), dict(trained.model.named_parameters())
+    moved = {name for name in before if name.startswith("body.") and not torch.equal(before[name], after[name])}
+    assert moved
+    assert all(name.startswith(f"body.{stage}.") or name > f"body.{stage}" for name in moved)
+    assert torch.equal(before["body.0.weight"], after["body.0.weight"])
+
+
+def test_an_unknown_stage_is_refused_by_the_names_there_are(champion: Classifier) -> None:
+    with pytest.raises(ConfigurationError, match="layer9"):
+        train_challenger(task(champion, exemplars(), pick(0, 100, NEW), recipe(layers="layer9")))
+
+
+@pytest.mark.parametrize("mode", ["adapt", "keep"])
+def test_batch_norm_statistics_adapt_or_are_kept(champion: Classifier, mode: str) -> None:
+    trained = train_challenger(task(champion, exemplars(), pick(0, 100, NEW), recipe(batch_norm=mode, epochs=1)))
+    same = torch.equal(trained.model.state_dict()["body.1.running_mean"], champion.state_dict()["body.1.running_mean"])
+    assert same == (mode == "keep")
+
+
+@pytest.mark.parametrize(("classes", "epochs"), [(DIGITS, 3 + 2), (DIGITS[:5], 2)])
+def test_only_a_grown_head_is_fitted_first(champion: Classifier, classes: tuple[str, ...], epochs: int) -> None:
+    made = task(champion, exemplars(), pick(100, 200, OLD), recipe(epochs=2), spec=spec(classes))
+    trained = train_challenger(replace(made, head=LoopConfig(epochs=3, learning_rate=1e-3)))
+    assert len(trained.losses) == epochs
+    assert trained.model.spec.classes == classes
+
+
+# --- few images, rare classes, another size
+
+
+def test_rows_set_aside_choose_the_best_epoch_and_do_not_train(champion: Classifier) -> None:
+    chosen = recipe(validation_fraction=0.25, epochs=4)
+    trained = train_challenger(task(champion, exemplars(), pick(0, 400, NEW), chosen))
+    everything = len(exemplars()) + len(pick(0, 400, NEW))
+    assert 0.6 * everything < trained.rows < 0.9 * everything
+    assert len(trained.accuracies) == 4
+
+
+@pytest.mark.parametrize("balance", ["sampler", "loss", "logits"])
+def test_balance_raises_the_recall_of_rare_classes(balance: str) -> None:
+    """100 images of each old digit, 5 of each new one."""
+    new = pick(0, 1000, NEW)
+    rare = new.subset(torch.cat([(new.labels == digit).nonzero().flatten()[:5] for digit in NEW]))
+
+    def recall(how: str) -> float:
+        chosen = recipe(start="fresh", rows="all", epochs=8, balance=how)
+        scores = []
+        for seed in range(2):
+            made = task(None, pick(0, 1000, OLD), rare, chosen, seed=seed)
+            scores.append(accuracy(train_challenger(made).model, pick(1000, 1797, NEW)))
+        return sum(scores) / 2
+
+    assert recall(balance) > recall("none") + 0.02
+
+
+@pytest.mark.parametrize("resolution", ["direct", "progressive"])
+def test_a_challenger_takes_another_input_size(champion: Classifier, resolution: str) -> None:
+    images, targets = digits()
+    large = torch.nn.functional.interpolate(images.float(), scale_factor=1.5, mode="bilinear").round().to(torch.uint8)
+
+    def enlarged(rows: ImageSet) -> ImageSet:
+        return replace(rows, images=Pixels([large], rows.images._index))
+
+    made = task(
+        champion, enlarged(exemplars()), enlarged(pick(0, 500, NEW)), recipe(resolution=resolution), spec=spec(size=24)
+    )
+    sizes: list[int] = []
+    trained = _watching_sizes(made, sizes)
+    assert trained.model.spec.image_size == 24
+    assert accuracy(trained.model, enlarged(pick(1000, 1700, ALL))) > 0.85
+    grown = sorted(set(sizes))
+    assert grown == ([24] if resolution == "direct" else [16, 20, 24])
+
+
+def _watching_sizes(made: Task, sizes: list[int]) -> Trained:
+    """Train, and note the sides of the images that the network sees while it trains."""
+
+    def fresh() -> Classifier:
+        model = build_classifier(made.spec, seeded(1))
+
+        def note(module: torch.nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            if module.training:
+                sizes.append(inputs[0].shape[-1])
+
+        model.body.register_forward_pre_hook(note)
+        return model
+
+    return train_challenger(replace(made, fresh=fresh))
+
+
+def test_augmentation_helps_where_there_are_few_images() -> None:
+    def learnt(augmentation: Augmentation) -> float:
+        chosen = recipe(start="fresh", rows="all", epochs=30, augmentation=augmentation)
+        scores = []
+        for seed in range(2):
+            made = task(None, NOTHING, pick(0, 120, ALL), chosen, seed=seed)
+            scores.append(accuracy(train_challenger(made).model, pick(1000, 1797, ALL)))
+        return sum(scores) / 2
+
+    assert learnt(Augmentation(shift=0.1)) > learnt(Augmentation()) + 0.01
+
+
+def test_an_initialisation_learnt_from_episodes_adapts_from_few_images(champion: Classifier) -> None:
+    """Five images of each new digit, on a frozen body: the body that has learnt from episodes does better."""
+    new = pick(0, 1000, NEW)
+
+    def adapted(start: str, seed: int) -> float:
+        few = new.subset(choose_replay(new.labels, 25, seeded(seed)))
+        meta = MetaConfig(algorithm="anil", ways=5, shots=5, steps=60, meta_batch=2)
+        chosen = recipe(start=start, layers="head", epochs=60, learning_rate=5e-3, meta=meta)
+        made = task(champion, exemplars(25), few, chosen, seed=seed)
+        return accuracy(train_challenger(made).model, pick(1000, 1797, NEW))
+
+    gains = [adapted("meta", seed) - adapted("champion", seed) for seed in range(3)]
+    assert sum(gains) / 3 > 0.02
 
 
 def test_answers_do_not_depend_on_the_batch_size(champion: Classifier) -> None:
@@ -270,3 +443,7 @@ def test_answers_do_not_depend_on_the_batch_size(champion: Classifier) -> None:
 def test_no_images_have_no_answers(champion: Classifier) -> None:
     answers = answer(champion, NOTHING.images, 8)
     assert (len(answers), answers.dtype) == (0, torch.int64)
+
+
+def test_every_recipe_of_the_product_is_one_a_configuration_may_hold() -> None:
+    assert TrainingConfig().strategies == RECIPES

@@ -185,7 +185,7 @@ def test_a_job_that_no_controller_has_looked_at_has_not_ended():
 
 
 class ApiServer:
-    """Keeps one TrainJob and its pods, as far as `trainjob` asks for them; deletion takes `deletion_reads` looks."""
+    """Keeps one TrainJob and its pods, as far as `trainjob` asks for them. Its pods outlive it for `last_looks`."""
 
     def __init__(self) -> None:
         self.asked: list[tuple[str, str]] = []  # method and path, in order
@@ -196,7 +196,7 @@ class ApiServer:
         self.log: list[str] = []
         self.log_breaks_after: int | None = None  # lines, once
         self.faults: deque[tuple[str, int, str]] = deque()  # method, status, message
-        self.deletion_reads = 1
+        self.last_looks = 1
         self.schema: dict[str, Any] | None = {}
         self._lock = threading.Lock()
         outer = self
@@ -244,7 +244,8 @@ class ApiServer:
             if url.path.endswith("/log"):
                 return self._log(request)
             if url.path.endswith("/pods"):
-                return answer(request, 200, {"kind": "PodList", "items": self.pods})
+                self.last_looks -= self.job is None
+                return answer(request, 200, {"kind": "PodList", "items": self.pods if self.last_looks >= 0 else []})
             if "/pods/" in url.path:
                 return answer(request, 200, self.pods[0])
             return self._train_job(request, json.loads(body) if body else None)
@@ -260,12 +261,8 @@ class ApiServer:
         if request.command == "PATCH":
             self.job["metadata"].update(body["metadata"])
         elif request.command == "DELETE":
-            self.job["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
-        elif "deletionTimestamp" in self.job["metadata"]:
-            self.deletion_reads -= 1
-            if self.deletion_reads < 0:
-                self.job = None
-                return answer(request, 404, {"kind": "Status", "reason": "NotFound"})
+            gone, self.job = self.job, None
+            return answer(request, 200, gone)
         elif self.states:
             self.job["status"] = {"conditions": self.states.popleft() if len(self.states) > 1 else self.states[0]}
         return answer(request, 200, self.job)
@@ -376,7 +373,7 @@ def test_a_pod_that_takes_the_place_of_another_is_read_from_its_beginning(server
 
     def replace_the_pod() -> bool:
         if lines == ["first", "second"]:
-            server.pods[0]["metadata"]["name"] += "2"
+            server.pods[0]["metadata"]["name"] = f"{NAME}-node-0-0-fghij"
         elif len(lines) == 4:
             server.states = deque([condition("Complete")])
         return False
@@ -420,7 +417,7 @@ def test_a_job_of_an_earlier_attempt_that_is_over_is_replaced(server: ApiServer,
 
 def test_a_job_that_cannot_be_replaced_ends_the_step(server: ApiServer, api: Any, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(trainjob, "DELETION_SECONDS", 0.05)
-    server.job, server.deletion_reads = manifest(), 10**6
+    server.job, server.last_looks = manifest(), 10**6
     server.states.append(condition("Failed"))
     with pytest.raises(RunFailed, match="still there"):
         run(api)
@@ -450,14 +447,14 @@ def test_a_job_that_somebody_deletes_ends_the_step(server: ApiServer, api: Any):
 
 def test_sigterm_deletes_the_job_and_waits_until_it_is_gone(server: ApiServer, api: Any):
     server.states.append([])
-    server.deletion_reads = 2
+    server.last_looks = 2
     threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGTERM)).start()
     with Interruption() as interruption, pytest.raises(Preempted):
         run(api, stop_asked=lambda: interruption.asked)
     assert server.methods() == ["POST", "DELETE"]
     assert server.job is None
     [query] = [q for (method, _), q in zip(server.asked, server.queries, strict=True) if method == "DELETE"]
-    assert query["propagationPolicy"] == ["Foreground"]
+    assert query["propagationPolicy"] == ["Background"]
 
 
 def test_pods_that_take_long_to_end_do_not_hold_the_step(
@@ -465,7 +462,7 @@ def test_pods_that_take_long_to_end_do_not_hold_the_step(
 ):
     monkeypatch.setattr(trainjob, "DELETION_SECONDS", 0.05)
     server.states.append([])
-    server.deletion_reads = 10**6
+    server.last_looks = 10**6
     with caplog.at_level(logging.INFO), pytest.raises(Preempted):
         run(api, stop_asked=lambda: True)
     assert "is being deleted" in caplog.text
