@@ -84,9 +84,9 @@ class Planned:
             return subprocess.Popen(command, stderr=log)
 
     @property
-    def checkpoints(self) -> Path:
-        """Folder of the training's checkpoints; there is one training."""
-        return next((self.house / "store" / "checkpoints" / "classifier").glob("*"))
+    def manifest(self) -> Path | None:
+        """What names the training's checkpoints, once there are some; there is one training."""
+        return next(self.house.glob("store/checkpoints/classifier/*/manifest.json"), None)
 
     def attempts(self) -> list[Attempt]:
         files = sorted(self.house.glob("store/checkpoints/classifier/*/attempts/*.json"))
@@ -141,7 +141,8 @@ def wait_for_steps(planned: Planned, process: subprocess.Popen[bytes], known: in
 
 def damage_newest(planned: Planned) -> None:
     """Flip a bit in the newest checkpoint of the steps."""
-    files = sorted(planned.checkpoints.glob("step-*.safetensors"), key=lambda path: path.stat().st_mtime)
+    found = planned.house.glob("store/checkpoints/classifier/*/step-*.safetensors")
+    files = sorted(found, key=lambda path: path.stat().st_mtime)
     if files:
         data = bytearray(files[-1].read_bytes())
         data[len(data) // 2] ^= 1
@@ -157,8 +158,8 @@ def trial(planned: Planned, kill: signal.Signals, moment: float, expected: str, 
     killed_at = time.time()
     code = process.wait()
     before = planned.attempts()[-1:]
-    manifest = planned.checkpoints / "manifest.json"
-    kept = manifest.stat().st_mtime if manifest.exists() else killed_at - moment
+    manifest = planned.manifest
+    kept = manifest.stat().st_mtime if manifest else killed_at - moment
     lost = max(0.0, killed_at - max(kept, killed_at - moment)) if kill == signal.SIGKILL else 0.0
     if damaged:
         damage_newest(planned)
@@ -173,8 +174,8 @@ def trial(planned: Planned, kill: signal.Signals, moment: float, expected: str, 
     else:
         little = lost <= INTERVAL_SECONDS + SLACK_SECONDS
     seen = (
-        f"{kill.name} after {moment:5.2f} s of steps{', newest checkpoint damaged' if damaged else ''}: went on from step "
-        f"{resumed}, {lost:.1f} s lost, {'the same' if same else 'OTHER'} bits{'' if little else ', TOO MUCH LOST'}"
+        f"{kill.name} after {moment:5.2f} s of steps{', newest checkpoint damaged' if damaged else ''}: went on from "
+        f"step {resumed}, {lost:.1f} s lost, {'the same' if same else 'OTHER'} bits{'' if little else ', TOO MUCH LOST'}"
     )
     return same and little, seen
 
@@ -203,7 +204,7 @@ def main() -> int:
             held += good
             print(f"{number + 1:3d}/{trials} {'held' if good else 'FAILED'}: {seen}", flush=True)
     print(
-        f"{held} of {trials} killed trainings ended with the bits of the undisturbed one, with at most one interval lost"
+        f"{held} of {trials} killed trainings ended with the bits of the undisturbed one, at most one interval lost"
     )
     return int(options.check and held < trials)
 

@@ -20,25 +20,35 @@ from __future__ import annotations
 
 import argparse
 import gzip
+import math
+import os
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
+
+# Like the peers' processes: threads that spin while they wait make a busy machine ten times slower. Before torch.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import numpy as np
+import pyarrow as pa
 import torch
+from peers.environments import ToolProcess, python_of
 from torch import Tensor, nn
 
-from components.core.datasets import Pixels
-from components.core.models import Classifier, ModelSpec, build_classifier
+from components.core.datasets import ImageSet, Pixels
+from components.core.models import Classifier, ModelSpec, build_classifier, grow_head
 from components.core.recipes import LoopConfig, Recipe
 from components.train.compute import Compute
-from components.train.loop import fit
-from components.train.strategies import strategies_of
-from components.train.strategy import Situation
+from components.train.loop import accuracy, fit
+from components.train.replay import choose_replay
+from components.train.strategies import Task, embed, strategies_of, train_challenger
+from components.train.strategy import Situation, Strategy
 
 FASHION = Path("/usr/share/datasets/fashion-mnist")
 THREADS = 2
@@ -46,6 +56,15 @@ BATCH = 64
 NOISE_POINTS = 0.5
 GOALS = {"head": 8.0, "loop cpu": 0.95, "loop cuda": 0.90, "l2-sp": 0.05, "ewc": 0.05, "distillation": 0.12}
 PEER_GOAL = 2.0
+PEER_SECONDS = 1200.0
+RATE = 1e-3
+# Name of Avalanche's strategy, our recipe, and what the peer is told beside that.
+STRATEGIES_OF_PEERS: tuple[tuple[str, dict[str, Any], dict[str, float]], ...] = (
+    ("naive", {"rows": "new"}, {}),
+    ("replay", {"rows": "replay"}, {}),
+    ("ewc", {"rows": "new", "ewc": 1e4}, {"ewc_lambda": 1e4}),
+    ("lwf", {"rows": "new", "lwf": 1.0}, {"lwf_alpha": 1.0, "lwf_temperature": 2.0}),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,45 +195,34 @@ def on_disk(folder: Path, images: Tensor) -> Pixels:
 
 def head(effort: Effort) -> list[Line]:
     """Ten epochs of the head alone, both ways."""
-    lines = []
-    cases = [("small-cnn at 28", spec(), 2000 if effort.quick else 6000, BATCH)]
+    cases = [("small-cnn at 28", spec(), 2000 if effort.quick else 6000)]
     if not effort.quick:
-        cases.append(("resnet18 at 96", spec("resnet18", 96, 3), 256, BATCH))
-    for name, wanted, rows, batch in cases:
-        pixels, labels = _rows(wanted, rows)
-        config = LoopConfig(epochs=10, learning_rate=1e-3)
+        cases.append(("resnet18 at 96", spec("resnet18", 96, 3), 256))
+    return [_head_line(name, wanted, rows, effort) for name, wanted, rows in cases]
 
-        def cached(wanted: ModelSpec = wanted, pixels: Pixels = pixels, labels: Tensor = labels) -> None:
-            from components.train.strategies import embed
 
-            model = network(wanted).to(effort.device)
-            fit(
-                model.head,
-                embed(model, pixels, batch),
-                labels,
-                config,
-                batch_size=batch,
-                seed=0,
-                compute=_plain(effort),
-            )
+def _head_line(name: str, wanted: ModelSpec, rows: int, effort: Effort) -> Line:
+    pixels, labels = _rows(wanted, rows)
+    how: dict[str, Any] = {"batch_size": BATCH, "seed": 0, "compute": Compute(device=effort.device)}
+    config = LoopConfig(epochs=10, learning_rate=1e-3)
 
-        def forwarded(wanted: ModelSpec = wanted, pixels: Pixels = pixels, labels: Tensor = labels) -> None:
-            model = network(wanted)
-            model.body.requires_grad_(False)
-            keep = _Frozen()
-            fit(model, pixels, labels, config, batch_size=batch, seed=0, compute=_plain(effort), strategies=[keep])
+    def cached() -> None:
+        model = network(wanted).to(effort.device)
+        fit(model.head, embed(model, pixels, BATCH), labels, config, **how)
 
-        values = ratios(forwarded, cached, effort)
-        figure = statistics.median(values)
-        lines.append(
-            Line(
-                name=f"head, cached features, {name}",
-                figure=figure,
-                text=f"{spread(values)} times as fast as forwarding in each of 10 epochs",
-                reached=figure >= GOALS["head"],
-            )
-        )
-    return lines
+    def forwarded() -> None:
+        model = network(wanted)
+        model.body.requires_grad_(False)
+        fit(model, pixels, labels, config, strategies=[Frozen()], **how)
+
+    values = ratios(forwarded, cached, effort)
+    figure = statistics.median(values)
+    return Line(
+        name=f"head, cached features, {name}",
+        figure=figure,
+        text=f"{spread(values)} times as fast as forwarding in each of 10 epochs",
+        reached=figure >= GOALS["head"],
+    )
 
 
 def loop(effort: Effort) -> list[Line]:
@@ -225,37 +233,31 @@ def loop(effort: Effort) -> list[Line]:
         cases = [("small-cnn at 28", spec(), 3000 if effort.quick else 12_000, BATCH)]
         if not effort.quick:
             cases.append(("resnet18 at 64", spec("resnet18", 64, 3), 1500, BATCH))
-    lines = []
-    for name, wanted, rows, batch in cases:
-        with tempfile.TemporaryDirectory(prefix="retrain-train-") as folder:
-            images, labels = _random_rows(wanted, rows)
-            pixels = on_disk(Path(folder), images)
-            ours, theirs = network(wanted), network(wanted)
-            steps = rows // batch
+    return [_loop_line(name, wanted, rows, batch, effort) for name, wanted, rows, batch in cases]
 
-            def real(
-                ours: Classifier = ours, pixels: Pixels = pixels, labels: Tensor = labels, batch: int = batch
-            ) -> None:
-                config = LoopConfig(epochs=1, learning_rate=1e-3)
-                fit(ours, pixels, labels, config, batch_size=batch, seed=0, compute=effort.compute)
 
-            plain = PlainLoop(theirs, images[:batch], labels[:batch], effort.compute)
-            values = [1 / r for r in ratios(real, lambda plain=plain, steps=steps: plain.run(steps), effort)]
-        figure = statistics.median(values)
-        goal = GOALS[f"loop {effort.device.type}"]
-        lines.append(
-            Line(
-                name=f"loop, {name}",
-                figure=figure,
-                text=f"{spread(values)} of the rate of the same network fed from memory",
-                reached=figure >= goal,
-            )
-        )
-    return lines
+def _loop_line(name: str, wanted: ModelSpec, rows: int, batch: int, effort: Effort) -> Line:
+    images, labels = _random_rows(wanted, rows)
+    config = LoopConfig(epochs=1, learning_rate=1e-3)
+    with tempfile.TemporaryDirectory(prefix="retrain-train-") as folder:
+        pixels, model = on_disk(Path(folder), images), network(wanted)
+        plain = PlainLoop(network(wanted), images[:batch], labels[:batch], effort.compute)
+
+        def real() -> None:
+            fit(model, pixels, labels, config, batch_size=batch, seed=0, compute=effort.compute)
+
+        values = [1 / ratio for ratio in ratios(real, lambda: plain.run(math.ceil(rows / batch)), effort)]
+    figure = statistics.median(values)
+    return Line(
+        name=f"loop, {name}",
+        figure=figure,
+        text=f"{spread(values)} of the rate of the same network fed from memory",
+        reached=figure >= GOALS[f"loop {effort.device.type}"],
+    )
 
 
 class PlainLoop:
-    """The least that trains: one batch in memory, channels_last, the same precision and optimiser; no data, no hooks."""
+    """The least that trains: one batch in memory, channels_last, the same precision and optimiser; no hooks."""
 
     def __init__(self, model: Classifier, images: Tensor, labels: Tensor, compute: Compute) -> None:
         self.model = model.to(compute.device).to(memory_format=torch.channels_last).train()
@@ -275,77 +277,194 @@ class PlainLoop:
 
 def strategies(effort: Effort) -> list[Line]:
     """Time that a strategy adds to the steps, as a share of them; what it prepares once is told apart."""
-    wanted = spec()
-    rows = 1500 if effort.quick else 4000
-    images, labels = fashion("train", rows)
+    return [
+        _strategy_line(name, Recipe(epochs=1, learning_rate=1e-3, **changes), effort)
+        for name, changes in (("l2-sp", {"l2_sp": 0.1}), ("ewc", {"ewc": 1e4}), ("distillation", {"lwf": 1.0}))
+    ]
+
+
+def _strategy_line(name: str, recipe: Recipe, effort: Effort) -> Line:
+    images, labels = fashion("train", 1500 if effort.quick else 4000)
     pixels = Pixels([images], torch.arange(len(images)))
-    champion = network(wanted).to(effort.device).eval()
-    config = Recipe(epochs=1, learning_rate=1e-3)
-    lines = []
-    for name, changes in (("l2-sp", {"l2_sp": 0.1}), ("ewc", {"ewc": 1e4}), ("distillation", {"lwf": 1.0})):
-        recipe = config.model_copy(update=changes)
-        (strategy,) = strategies_of(recipe)
-        situation = Situation(
-            champion=champion,
-            images=pixels,
-            labels=labels.to(effort.device),
-            memory=lambda: (pixels.subset(torch.arange(256)), labels[:256]),
-            batch_rows=256,
-        )
-        began = time.perf_counter()
-        kept = strategy.prepare(situation)
-        effort.wait()
-        prepared = time.perf_counter() - began
-        held, free = network(wanted).to(effort.device), network(wanted).to(effort.device)
-        strategy.begin(held, kept)
+    (strategy,) = strategies_of(recipe)
+    situation = Situation(
+        champion=network(spec()).to(effort.device).eval(),
+        images=pixels,
+        labels=labels.to(effort.device),
+        memory=lambda: (pixels.subset(torch.arange(256)), labels[:256]),
+        batch_rows=256,
+    )
+    kept: dict[str, Tensor] = {}
+    prepared = timed(lambda: kept.update(strategy.prepare(situation)), effort)
+    held, free = network(spec()).to(effort.device), network(spec()).to(effort.device)
+    strategy.begin(held, kept)
+    how: dict[str, Any] = {"batch_size": BATCH, "seed": 0, "compute": effort.compute}
 
-        def with_it(held: Classifier = held, recipe: Recipe = recipe, strategy: object = strategy) -> None:
-            fit(
-                held,
-                pixels,
-                labels,
-                recipe,
-                batch_size=BATCH,
-                seed=0,
-                compute=effort.compute,
-                strategies=[strategy],  # type: ignore[list-item]
-            )
+    def with_it() -> None:
+        fit(held, pixels, labels, recipe, strategies=[strategy], **how)
 
-        def without(free: Classifier = free) -> None:
-            fit(free, pixels, labels, config, batch_size=BATCH, seed=0, compute=effort.compute)
+    def without() -> None:
+        fit(free, pixels, labels, recipe, **how)
 
-        values = [value - 1 for value in ratios(with_it, without, replace(effort, quick=False))]
-        figure, epoch = statistics.median(values), timed(without, effort)
-        lines.append(
-            Line(
-                name=f"{name} adds to a step",
-                figure=figure,
-                text=f"{spread(values)}; prepared once in {prepared / epoch:.2f} of an epoch",
-                reached=figure <= GOALS[name],
-            )
-        )
-    return lines
+    values = [ratio - 1 for ratio in ratios(with_it, without, replace(effort, quick=False))]
+    figure = statistics.median(values)
+    return Line(
+        name=f"{name} adds to a step",
+        figure=figure,
+        text=f"{spread(values)}; prepared once in {prepared / timed(without, effort):.2f} of an epoch",
+        reached=figure <= GOALS[name],
+    )
 
 
 def peers(effort: Effort) -> list[Line]:
-    return []
+    """A window after a champion, learnt by Avalanche and by us: images a second, what strategies prepare included."""
+    if effort.device.type == "cuda":
+        print("  (Avalanche runs on the CPU here)")
+        return []
+    python = python_of("avalanche")
+    scenario = Scenario.make(2000 if effort.quick else 8000)
+    epochs, repeats = (2, 1) if effort.quick else (5, 3)
+    lines = []
+    with tempfile.TemporaryDirectory(prefix="retrain-peers-") as folder, running(python) as peer:
+        scenario.write(Path(folder))
+        for name, changes, theirs in STRATEGIES_OF_PEERS:
+            request = {
+                "folder": folder,
+                "strategy": name,
+                "mean": scenario.champion.spec.mean,
+                "std": scenario.champion.spec.std,
+                "epochs": epochs,
+                "batch_size": BATCH,
+                "learning_rate": RATE,
+                "threads": THREADS,
+                "seed": 0,
+                "buffer_size": scenario.buffer,
+                **theirs,
+            }
+            recipe = Recipe(epochs=epochs, learning_rate=RATE, **changes)
+            found, ours = [], []
+            for repeat in range(repeats):
+                answer = peer.ask({**request, "seed": repeat}, PEER_SECONDS)
+                seconds = answer["seconds"] + answer["seconds_old"]
+                found.append((answer["images_learnt"] / seconds, answer["accuracy_old"], answer["accuracy_new"]))
+                ours.append(scenario.train(recipe, repeat))
+            lines.append(_against(name, ours, found))
+    return lines
 
 
-class _Frozen:
+@contextmanager
+def running(python: Path) -> Iterator[ToolProcess]:
+    """The peer's process, ready for requests; ended afterwards."""
+    peer = ToolProcess(python, "continual.py", threads=THREADS)
+    peer.start()
+    try:
+        peer.wait_until_ready()
+        yield peer
+    finally:
+        peer.stop()
+
+
+def _against(name: str, ours: list[tuple[float, float, float]], theirs: list[tuple[float, float, float]]) -> Line:
+    """Compare images a second and accuracies (old, new), medians over repeats."""
+    speeds = [mine[0] / other[0] for mine, other in zip(ours, theirs, strict=True)]
+    scores = [[statistics.median(values) for values in zip(*runs, strict=True)][1:] for runs in (ours, theirs)]
+    means = [100 * sum(score) / 2 for score in scores]
+    figure = statistics.median(speeds)
+    told = ", ".join(
+        f"{who} {100 * old:.1f} old {100 * new:.1f} new"
+        for who, (old, new) in zip(("ours", "theirs"), scores, strict=True)
+    )
+    return Line(
+        name=f"against Avalanche, {name}",
+        figure=figure,
+        text=f"{spread(speeds)} times its images a second; accuracy {told}",
+        reached=figure >= PEER_GOAL and means[0] >= means[1] - NOISE_POINTS,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scenario:
+    """A champion of eight kinds of clothes; a window in which half of the images lie on their side and two kinds are
+    new. `old`, `new` and the tests: images uint8 (n, 1, 28, 28), labels int64 (n,)."""
+
+    champion: Classifier
+    grown: Classifier
+    old: tuple[Tensor, Tensor]
+    new: tuple[Tensor, Tensor]
+    test_old: tuple[Tensor, Tensor]
+    test_new: tuple[Tensor, Tensor]
+    buffer: int
+
+    @classmethod
+    def make(cls, rows: int) -> Scenario:
+        train, test = fashion("train", 3 * rows), fashion("t10k" if FASHION.exists() else "test", rows)
+        known = train[1] < 8
+        old = tuple(part[known][:rows] for part in train)
+        later = slice(2 * rows, 3 * rows)
+        new, test_new = (lie_down(*part) for part in ((train[0][later], train[1][later]), test))
+        test_old = tuple(part[test[1] < 8] for part in test)
+        champion = network(spec(classes=8))
+        fit(champion, Pixels([old[0]], torch.arange(len(old[0]))), old[1], Recipe(epochs=5, learning_rate=RATE),
+            batch_size=BATCH, seed=0)  # fmt: skip
+        grown = grow_head(champion.eval(), spec().classes, torch.Generator().manual_seed(0))
+        return cls(
+            champion=champion, grown=grown, old=old, new=new, test_old=test_old, test_new=test_new, buffer=rows // 8
+        )  # type: ignore[arg-type]
+
+    def write(self, folder: Path) -> None:
+        """Everything, as the peer reads it."""
+        for name in ("old", "new", "test_old", "test_new"):
+            images, labels = getattr(self, name)
+            np.save(folder / f"{name}_images.npy", images.numpy())
+            np.save(folder / f"{name}_labels.npy", labels.numpy())
+        np.savez(folder / "state.npz", **{name: value.numpy() for name, value in self.grown.state_dict().items()})
+
+    def train(self, recipe: Recipe, seed: int) -> tuple[float, float, float]:
+        """Images a second, all that is prepared included, and accuracy on old and new test images."""
+        rows = {name: _image_set(*getattr(self, name)) for name in ("old", "new")}
+        chosen = choose_replay(rows["old"].labels, self.buffer, torch.Generator().manual_seed(seed))
+        replayed = rows["old"].subset(chosen if recipe.rows == "replay" else chosen[:0])
+        # The peer starts from a head that has grown: no separate fit of it here.
+        task = Task(
+            spec=self.grown.spec,
+            champion=self.grown,
+            fresh=lambda: network(self.grown.spec),
+            old=replayed,
+            new=rows["new"],
+            memory=lambda: rows["old"].subset(chosen[:256]),
+            recipe=recipe,
+            head=LoopConfig(epochs=1, learning_rate=RATE),
+            batch_size=BATCH,
+            seed=seed,
+        )
+        began = time.perf_counter()
+        trained = train_challenger(task)
+        seconds = time.perf_counter() - began
+        scores = [accuracy(trained.model, *getattr(self, name), Compute()) for name in ("test_old", "test_new")]
+        return trained.rows * recipe.epochs / seconds, scores[0], scores[1]
+
+
+def lie_down(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Turn every second image by 90 degrees."""
+    turned = images.clone()
+    turned[::2] = images[::2].rot90(1, (2, 3))
+    return turned, labels
+
+
+def _image_set(images: Tensor, labels: Tensor) -> ImageSet:
+    names = pa.table(
+        {"sha256": [str(n) for n in range(len(labels))], "group": pa.array([None] * len(labels), pa.string())}
+    )
+    return ImageSet(
+        images=Pixels([images], torch.arange(len(images))), labels=labels, classes=spec().classes, rows=names
+    )
+
+
+class Frozen(Strategy):
     """Evaluation mode for everything: what forwarding through a fixed body means."""
 
     def set_mode(self, model: nn.Module) -> None:
         model.eval()
-
-    def add_gradient(self) -> None:
-        pass
-
-    def loss(self, _batch: object) -> None:
-        return None
-
-
-def _plain(effort: Effort) -> Compute:
-    return Compute(device=effort.device)
 
 
 def _rows(wanted: ModelSpec, rows: int) -> tuple[Pixels, Tensor]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import inspect
 import re
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -149,7 +150,10 @@ def without_weights() -> Iterator[None]:
     def buffer(_module: nn.Module, _name: str, value: Tensor | None) -> Tensor | None:
         return None if value is None else value.to("meta")
 
-    hooks = register_module_parameter_registration_hook(parameter), register_module_buffer_registration_hook(buffer)
+    hooks = (
+        register_module_parameter_registration_hook(parameter),  # type: ignore[arg-type]  # typed as if it gave nothing
+        register_module_buffer_registration_hook(buffer),  # type: ignore[arg-type]
+    )
     try:
         yield
     finally:
@@ -219,7 +223,7 @@ def torchvision_weights(architecture: str, name: str) -> tuple[dict[str, Tensor]
             )
         # Through the network, whose loading knows the names that older files use.
         network.load_state_dict(_renamed(tensors, network), assign=True)
-    except (OSError, HTTPException, RuntimeError, UnpicklingError) as error:
+    except (OSError, HTTPException, RuntimeError, UnpicklingError, ValueError) as error:
         raise ConfigurationError(
             f"training.pretrained {name!r} cannot be had: {error}",
             expected=f"{weights.url} to answer, or the file in {torch.hub.get_dir()}/checkpoints",
@@ -256,10 +260,12 @@ def weights_named(architecture: str, name: str) -> Any:
 def _renamed(tensors: Mapping[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
     """DenseNet's files still say `norm.1` where its network says `norm1`, and only its builder knows."""
     known = network.state_dict()
-    return {
-        name if name in known else re.sub(r"\.(norm|relu|conv)\.([12])\.", r".\1\2.", name): tensor
+    renamed = OrderedDict(
+        (name if name in known else re.sub(r"\.(norm|relu|conv)\.([12])\.", r".\1\2.", name), tensor)
         for name, tensor in tensors.items()
-    }
+    )
+    vars(renamed).update(getattr(tensors, "__dict__", {}))  # versions of the layers, which tell old names from new
+    return renamed
 
 
 def body_stages(network: nn.Module, auxiliary: Sequence[str]) -> tuple[str, ...]:

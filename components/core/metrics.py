@@ -28,9 +28,7 @@ class TrainingMetrics:
         self.registry, self.model = registry, model
         self.epoch = self._gauge("epoch", "Epochs done.")
         self.loss = self._gauge("loss_value", "Mean loss of the last epoch, nats.")
-        self.accuracy = self._gauge(
-            "validation_accuracy_ratio", "Accuracy on rows set aside, after the last epoch."
-        )
+        self.accuracy = self._gauge("validation_accuracy_ratio", "Accuracy on rows set aside, after the last epoch.")
         self.checkpoint = self._gauge("last_checkpoint_timestamp_seconds", "When the last checkpoint was kept.")
         self.lost = self._gauge("lost_work_seconds", "Time spent on steps that were taken again.")
         self.memory = self._gauge("gpu_memory_peak_bytes", "Most GPU memory in use so far.")

@@ -10,8 +10,10 @@ from __future__ import annotations
 import json
 import logging
 import re
+from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -108,6 +110,15 @@ class Classifier(nn.Module):
     def _run_body(self, images: Tensor) -> tuple[Tensor, ...]:
         result = self.body(torch.addcmul(self.shift, images, self.scale))
         return (result,) if isinstance(result, Tensor) else tuple(result)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Load tensors, which have the names of this version of torch whether or not they say so.
+
+        A file of safetensors cannot say so, and MNASNet refuses a state that does not.
+        """
+        current = OrderedDict(state_dict)
+        vars(current).update(vars(self.state_dict()))
+        return super().load_state_dict(current, strict, assign)
 
     @property
     def class_layers(self) -> tuple[str, ...]:
@@ -208,9 +219,24 @@ def check_image_size(spec: ModelSpec) -> None:
         raise _size_error(spec, refusal, fitting) from refusal
 
 
-def _refusal(spec: ModelSpec) -> Exception | None:
-    """Why a network does not take a size of image, in torchvision's words."""
-    images = torch.empty(2, spec.channels, spec.image_size, spec.image_size, device="meta")
+def check_growing_size(spec: ModelSpec, first: int) -> None:
+    """Pass images of another size through a network that was built for `spec.image_size`.
+
+    Raises:
+        ConfigurationError: It takes its own size only, as vision transformers do.
+    """
+    if (refusal := _refusal(spec, first)) is not None:
+        raise ConfigurationError(
+            f"resolution: progressive begins with images of {first} pixels, and {spec.architecture} says: {refusal}",
+            expected=f"an architecture that takes any size; {spec.architecture} is built for {spec.image_size}",
+            next_command="set resolution of this strategy to direct",
+        ) from refusal
+
+
+def _refusal(spec: ModelSpec, side: int | None = None) -> Exception | None:
+    """Why a network does not take a size of image (by default its own), in torchvision's words."""
+    side = side or spec.image_size
+    images = torch.empty(2, spec.channels, side, side, device="meta")
     try:
         with without_weights():
             model = _assemble(spec)
@@ -415,8 +441,7 @@ def stages(model: Classifier) -> tuple[str, ...]:
 def trainable_from(model: Classifier, stage: str) -> None:
     """Freeze what an image passes before a stage; the stage, all after it, and all heads learn.
 
-    Weights of no stage (class token, position embeddings) come before the first and are frozen with it. From the first
-    stage on means everything, they included.
+    Weights of no stage (class token, position embeddings) learn only where everything does: from the first stage on.
 
     Args:
         model: Changed in place: `requires_grad` of its weights. The mode of batch norm is the trainer's business.

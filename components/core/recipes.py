@@ -80,6 +80,9 @@ class MetaConfig(Section):
     """Episodes a step."""
     steps: Annotated[int, Field(ge=1)] = 200
     """Steps of the initialisation."""
+    turned: bool = True
+    """Let a class turned by 90, 180 or 270 degrees be another class (Santoro et al. 2016): with few classes, the
+    episodes would only teach to tell these apart."""
 
 
 class LoopConfig(Section):

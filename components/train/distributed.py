@@ -18,14 +18,17 @@ from torch import Tensor, nn
 PATIENCE = timedelta(hours=6)  # the others wait while rank 0 decodes images, asks the champion or searches
 
 
+_alone = False  # inside `first_alone`, where the others wait, or are done
+
+
 def rank() -> int:
-    """This process's number."""
-    return dist.get_rank() if dist.is_initialized() else 0
+    """This process's number among those that train together."""
+    return dist.get_rank() if dist.is_initialized() and not _alone else 0
 
 
 def world_size() -> int:
     """How many processes train together."""
-    return dist.get_world_size() if dist.is_initialized() else 1
+    return dist.get_world_size() if dist.is_initialized() and not _alone else 1
 
 
 @contextmanager
@@ -43,19 +46,26 @@ def process_group(device: torch.device) -> Iterator[None]:
 def first_alone(first: bool) -> Iterator[None]:
     """Let one process do what follows before the others do it: they find what it has left in the cache or the store.
 
+    Each does it as if there were no others, so it may train: a head, or the trials of a search.
+
     Args:
         first: Whether this is the one (of all, or of its node).
     """
+    global _alone
     if not first:
         wait_for_all()
-    yield
+    _alone = True
+    try:
+        yield
+    finally:
+        _alone = False
     if first:
         wait_for_all()
 
 
 def is_first() -> bool:
     """Whether this is the first of all processes: the one that writes."""
-    return rank() == 0
+    return not dist.is_initialized() or dist.get_rank() == 0
 
 
 def is_first_of_node() -> bool:
@@ -81,7 +91,7 @@ def sum_of_all(value: Tensor) -> Tensor:
     """The sum over all processes; the argument stays as it is."""
     if world_size() == 1:
         return value
-    total = value.clone()
+    total = value.clone(memory_format=torch.contiguous_format)
     dist.all_reduce(total)
     return total
 
@@ -104,8 +114,20 @@ def synchronised(network: nn.Module) -> nn.Module:
     return network
 
 
+class _Sum(torch.autograd.Function):
+    """`sum_of_all` with a gradient: what all processes lose by it."""
+
+    @staticmethod
+    def forward(ctx: object, value: Tensor) -> Tensor:
+        return sum_of_all(value)
+
+    @staticmethod
+    def backward(ctx: object, gradient: Tensor) -> Tensor:
+        return sum_of_all(gradient)
+
+
 class CpuSyncBatchNorm(nn.modules.batchnorm._BatchNorm):
-    """Batch norm over the rows of all processes, which torch has for GPUs only: one sum over the processes a layer."""
+    """Batch norm over the rows of all processes, which torch has for GPUs only: two sums over the processes a layer."""
 
     def _check_input_dim(self, input: Tensor) -> None:  # torch's name
         assert input.dim() >= 2
@@ -113,14 +135,14 @@ class CpuSyncBatchNorm(nn.modules.batchnorm._BatchNorm):
     def forward(self, input: Tensor) -> Tensor:  # torch's name
         if not self.training:
             return super().forward(input)
-        from torch.distributed.nn.functional import all_reduce  # the differentiable one
-
-        dims = [0, *range(2, input.dim())]
+        dims, shape = [0, *range(2, input.dim())], [1, -1, *[1] * (input.dim() - 2)]
         count = input.new_full((1,), input.numel() / input.shape[1])
-        sums: Tensor = all_reduce(torch.cat([input.sum(dims), input.square().sum(dims), count]))
-        total, channels = sums[-1], input.shape[1]
-        mean = sums[:channels] / total
-        variance = sums[channels:-1] / total - mean.square()
+        sums: Tensor = _Sum.apply(torch.cat([input.sum(dims), count]))
+        total = sums[-1].detach()
+        mean = sums[:-1] / total
+        # Not the mean of squares less the square of the mean: where a mean is large, nothing is left of the variance.
+        centred = input - mean.view(shape)
+        variance: Tensor = _Sum.apply(centred.square().sum(dims)) / total
         if self.track_running_stats and self.running_mean is not None and self.running_var is not None:
             with torch.no_grad():
                 assert self.momentum is not None
@@ -128,9 +150,7 @@ class CpuSyncBatchNorm(nn.modules.batchnorm._BatchNorm):
                 self.num_batches_tracked.add_(1)
                 self.running_mean.lerp_(mean, self.momentum)
                 self.running_var.lerp_(variance * total / (total - 1), self.momentum)
-        shape = [1, -1, *[1] * (input.dim() - 2)]
-        scale = (variance + self.eps).rsqrt()
-        normalised = (input - mean.view(shape)) * scale.view(shape)
+        normalised = centred * (variance + self.eps).rsqrt().view(shape)
         if self.affine:
             normalised = normalised * self.weight.view(shape) + self.bias.view(shape)
         return normalised

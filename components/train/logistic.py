@@ -30,14 +30,21 @@ def fit_logistic(
         Donahue et al., "DeCAF", ICML 2014 (features of a fixed network, a linear classifier on top). L-BFGS: Liu &
         Nocedal, Mathematical Programming 45 (1989).
     """
-    # Units of the features differ by orders of magnitude, which L-BFGS feels; the solution is that of the raw ones.
-    scale = features.std(0).clamp(min=1e-6).double()
-    centre = features.mean(0).double()
-    standard = (features.double() - centre) / scale
+    # L-BFGS feels it where the curvature differs from feature to feature: about its variance, and the penalty. Divided
+    # by the variance alone, features that hardly change make the penalty steep, and it stops far from the optimum.
+    features = features.double()
+    centre = features.mean(0)
+    scale = (features.var(0, correction=0) + l2).clamp(min=1e-12).sqrt()
+    standard = (features - centre) / scale
     weight = torch.zeros_like(head.weight, dtype=torch.float64, requires_grad=True)
     bias = torch.zeros_like(head.bias, dtype=torch.float64, requires_grad=True)
     solver = torch.optim.LBFGS(
-        [weight, bias], max_iter=iterations, history_size=20, tolerance_grad=1e-8, line_search_fn="strong_wolfe"
+        [weight, bias],
+        max_iter=iterations,
+        history_size=20,
+        tolerance_grad=1e-7,
+        tolerance_change=1e-12,
+        line_search_fn="strong_wolfe",
     )
     counts = None if weights is None else weights.double()
     losses: list[float] = []

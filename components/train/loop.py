@@ -68,7 +68,7 @@ def fit(
         classes: How many there are; by default, as many as labels name.
         compute: Device and precision.
         strategies: Each does its part.
-        validation: Rows and labels to choose the best epoch by. Without them the last epoch is the result.
+        validation: Rows and labels to choose the best epoch by. Without any row the last epoch is the result.
         checkpoints: Where to go on from, and where to keep snapshots.
         pieces: Into how many parts a batch is cut because it does not fit into memory; the step stays the same.
         size_at: Side of the images in an epoch, in pixels, where it grows.
@@ -121,7 +121,7 @@ def fit(
             watch.on_rows(len(gathered.index))
             checkpoints.beat(state.step)
             if schedule.ends_epoch(gathered.step):
-                state.end_epoch(schedule.rows, judge if validation else None)
+                state.end_epoch(schedule.rows, judge if validation and len(validation[0]) else None)
                 watch.on_epoch(state.progress)
                 _set_mode(view, strategies)
             if gathered.step + 1 < schedule.steps:
@@ -160,18 +160,19 @@ class Stepper:
     def _gradients(self, gathered: Gathered, size: int | None) -> Tensor:
         """Accumulate the gradients of a step, piece by piece; each process takes its share of every piece."""
         step, rows = gathered.step, len(gathered.index)
-        seed_torch(torch_seed(self.seed, Purpose.DROPOUT, step))
+        seed_torch(torch_seed(self.seed, Purpose.DROPOUT, step) + distributed.rank())  # each drops out its own
         rng = generator(self.seed, Purpose.AUGMENTATION, step) if self._random else None
         noise = torch.from_numpy(rng.random((rows, NOISE), dtype="float32")) if rng is not None else None
         total = torch.zeros((), device=self.compute.device)
-        pieces = torch.arange(rows).tensor_split(min(self.pieces, max(1, rows // (2 * distributed.world_size()))))
+        pieces = torch.arange(rows).tensor_split(min(self.pieces, max(1, rows // max(2, distributed.world_size()))))
         for number, whole in enumerate(pieces, start=1):
             part = distributed.share_of(whole)
             mine = slice(int(part[0]), int(part[-1]) + 1)
             images = self._images(gathered.rows[mine], noise[mine] if noise is not None else None, size)
-            mixing = (
-                None if rng is None else Mixing.draw(self.config.mixup, self.config.cutmix, *images.shape[-2:], rng)
-            )
+            mixing = None
+            if rng is not None:
+                height, width = images.shape[-2:]
+                mixing = Mixing.draw(self.config.mixup, self.config.cutmix, height, width, rng)
             with _last_synchronises(self.view, last=number == len(pieces)):
                 loss = self._loss(images, gathered.index[mine].to(self.compute.device, non_blocking=True), mixing)
                 # A sum over processes is wanted, and DDP averages: each counts for its share of the step's rows.

@@ -56,8 +56,7 @@ class L2SP(Pull):
 
     def add_gradient(self) -> None:
         gradients, weights, anchors = self._lists()
-        torch._foreach_add_(gradients, weights, alpha=self.strength)
-        torch._foreach_add_(gradients, anchors, alpha=-self.strength)
+        torch._foreach_add_(gradients, torch._foreach_sub(weights, anchors), alpha=self.strength)
 
 
 class L1SP(Pull):

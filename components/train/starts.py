@@ -37,13 +37,7 @@ def start_model(recipe: Recipe, start: Start) -> Classifier:
     if recipe.start == "meta":
         assert start.memory is not None
         images, labels = start.memory
-        meta_train(
-            resized,
-            images,
-            labels,
-            recipe.meta,
-            generator=torch_generator(start.seed, Purpose.EPISODES),
-        )
+        meta_train(resized, images, labels, recipe.meta, seed=start.seed)
     grown = grow_head(resized, start.spec.classes, torch_generator(start.seed, Purpose.WEIGHTS))
     if recipe.start == "shrunk":
         shrink_and_perturb(grown, start.fresh, recipe.shrink, recipe.perturb)

@@ -15,7 +15,14 @@ from torch import Tensor
 
 from components.core.datasets import ImageSet, Pixels
 from components.core.logs import progress
-from components.core.models import Classifier, ModelSpec, trainable_from, with_image_size
+from components.core.models import (
+    Classifier,
+    ModelSpec,
+    check_growing_size,
+    stages,
+    trainable_from,
+    with_image_size,
+)
 from components.core.recipes import LoopConfig, Recipe
 from components.train import distributed
 from components.train.adaptation import Interpolation, KeepBatchNorm
@@ -87,7 +94,7 @@ class Trained:
     replayed_rows: int
 
 
-def train_challenger(task: Task, stages: Stages = NoCheckpoints(), watch: Watch = Watch()) -> Trained:  # noqa: B008
+def train_challenger(task: Task, checkpoints: Stages = NoCheckpoints(), watch: Watch = Watch()) -> Trained:  # noqa: B008
     """Train. The champion's own weights are never touched.
 
     Raises:
@@ -98,12 +105,12 @@ def train_challenger(task: Task, stages: Stages = NoCheckpoints(), watch: Watch 
     rows = choose_rows(task.old, task.new, recipe.validation_fraction)
     strategies = strategies_of(recipe, task.fisher)
     with distributed.first_alone(distributed.is_first()):
-        kept = stages.stage("prepared", lambda: _prepare(task, rows, strategies))
+        kept = checkpoints.stage("prepared", lambda: _prepare(task, rows, strategies))
     kept = {name: value.to(task.compute.device) for name, value in kept.items()}
     model = _with_weights(task, kept)
     for strategy in strategies:
         strategy.begin(model, kept)
-    done = _take_steps(task, model, rows, strategies, stages, watch)
+    done = _take_steps(task, model, rows, strategies, checkpoints, watch)
     for strategy in strategies:
         strategy.finish(model)
     return Trained(
@@ -141,7 +148,8 @@ def _prepare(task: Task, rows: TrainingRows, strategies: list[Strategy]) -> Tens
     start = Start(spec=task.spec, champion=champion, fresh=task.fresh().to(device), memory=memory, seed=task.seed)
     model = start_model(recipe, start).to(device)
     losses: tuple[float, ...] = ()
-    if champion is not None and recipe.layers != "head" and len(task.spec.classes) > len(champion.spec.classes):
+    grown = champion is not None and len(task.spec.classes) > len(champion.spec.classes)
+    if recipe.layers != "head" and (grown or recipe.start == "meta"):
         # At a low rate fresh rows of the head would not come up, and would pull noise through the body meanwhile:
         # Kumar et al., "Fine-Tuning can Distort Pretrained Features", ICLR 2022.
         losses = _fit_head(task, model, rows, task.head, []).losses
@@ -172,16 +180,17 @@ def _with_weights(task: Task, kept: Tensors) -> Classifier:
     if task.recipe.layers == "head":
         model.body.requires_grad_(False)
     elif task.recipe.layers != "all":
-        trainable_from(model, task.recipe.layers)
+        stage = stages(model)[-1] if task.recipe.layers == "last" else task.recipe.layers
+        trainable_from(model, stage)
     return model
 
 
 def _take_steps(
-    task: Task, model: Classifier, rows: TrainingRows, strategies: list[Strategy], stages: Stages, watch: Watch
+    task: Task, model: Classifier, rows: TrainingRows, strategies: list[Strategy], checkpoints: Stages, watch: Watch
 ) -> Progress:
     recipe = task.recipe
     if recipe.layers == "head":
-        return _fit_head(task, model, rows, recipe, strategies, stages, watch)
+        return _fit_head(task, model, rows, recipe, strategies, checkpoints, watch)
     with progress("training", len(rows.labels) * recipe.epochs) as advance:
         return fit(
             model,
@@ -194,7 +203,7 @@ def _take_steps(
             compute=task.compute,
             strategies=strategies,
             validation=(rows.validation_images, rows.validation_labels) if recipe.validation_fraction else None,
-            checkpoints=stages,
+            checkpoints=checkpoints,
             pieces=task.pieces,
             size_at=_growing_size(task),
             watch=_also(watch, advance),
@@ -207,7 +216,7 @@ def _fit_head(
     rows: TrainingRows,
     config: LoopConfig,
     strategies: list[Strategy],
-    stages: Stages = NoCheckpoints(),  # noqa: B008
+    checkpoints: Stages = NoCheckpoints(),  # noqa: B008
     watch: Watch = Watch(),  # noqa: B008
 ) -> Progress:
     """Fit the head on features of the body that are computed once, not in every epoch."""
@@ -236,7 +245,7 @@ def _fit_head(
             compute=compute,
             strategies=strategies,
             validation=validation,
-            checkpoints=stages,
+            checkpoints=checkpoints,
             watch=_also(watch, advance),
         )
 
@@ -261,6 +270,7 @@ def _growing_size(task: Task) -> Callable[[int], int] | None:
         return None
     last = task.spec.image_size
     first = last // 2 if task.recipe.start == "fresh" or task.champion is None else task.champion.spec.image_size
+    check_growing_size(task.spec, first)
     growing = max(1, task.recipe.epochs // 2)
     return lambda epoch: last if epoch >= growing else round(first + (last - first) * epoch / growing)
 

@@ -1,5 +1,4 @@
-"""Which rows a step takes: each once an epoch, the same wherever one begins; and a prefetch that fails and ends well."""
-
+"""Which rows a step takes: each once an epoch, wherever one begins; and that prefetching fails and ends well."""
 
 import threading
 import time

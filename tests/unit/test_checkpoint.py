@@ -98,9 +98,7 @@ def test_a_snapshot_comes_back_as_it_was_also_in_another_process(store: ObjectSt
         "d:bytes": torch.arange(256).to(torch.uint8),
         "e:last": torch.arange(24.0).view(1, 2, 3, 4).contiguous(memory_format=torch.channels_last),
     }
-    kept = Snapshot(
-        tensors=tensors, progress=Progress(step=5, losses=(0.1 + 0.2, 1e-300), accuracies=(1 / 3,), best=0)
-    )
+    kept = Snapshot(tensors=tensors, progress=Progress(step=5, losses=(0.1 + 0.2, 1e-300), accuracies=(1 / 3,), best=0))
     checkpoints(store).save(kept, wait=True)
     found = checkpoints(store).latest()
     assert found is not None
