@@ -175,7 +175,7 @@ def trial(planned: Planned, kill: signal.Signals, moment: float, expected: str, 
         little = lost <= INTERVAL_SECONDS + SLACK_SECONDS
     seen = (
         f"{kill.name} after {moment:5.2f} s of steps{', newest checkpoint damaged' if damaged else ''}: went on from "
-        f"step {resumed}, {lost:.1f} s lost, {'the same' if same else 'OTHER'} bits{'' if little else ', TOO MUCH LOST'}"
+        f"step {resumed}, {lost:.1f} s lost, {'the same' if same else 'OTHER'} bits{'' if little else ', TOO MUCH'}"
     )
     return same and little, seen
 
@@ -203,9 +203,7 @@ def main() -> int:
             shutil.rmtree(house)
             held += good
             print(f"{number + 1:3d}/{trials} {'held' if good else 'FAILED'}: {seen}", flush=True)
-    print(
-        f"{held} of {trials} killed trainings ended with the bits of the undisturbed one, at most one interval lost"
-    )
+    print(f"{held} of {trials} killed trainings ended with the bits of the undisturbed one, at most one interval lost")
     return int(options.check and held < trials)
 
 

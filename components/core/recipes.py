@@ -72,10 +72,10 @@ class MetaConfig(Section):
     """Images of each class to be judged by."""
     inner_steps: Annotated[int, Field(ge=1)] = 5
     """Gradient steps of an adaptation."""
-    inner_learning_rate: Positive = 0.05
+    inner_learning_rate: Positive = 0.02
     """Rate of these steps (plain gradient descent)."""
-    meta_learning_rate: Positive = 1e-3
-    """Rate at which the initialisation moves."""
+    meta_learning_rate: Positive = 3e-4
+    """Rate at which the initialisation moves (Adam)."""
     meta_batch: Annotated[int, Field(ge=1)] = 4
     """Episodes a step."""
     steps: Annotated[int, Field(ge=1)] = 200
@@ -181,8 +181,8 @@ class Recipe(LoopConfig):
             raise ValueError(f"layers: head needs a body that is trained already: start cannot be {self.start}")
         if self.solver == "lbfgs" and self.layers != "head":
             raise ValueError("solver: lbfgs is for layers: head")
-        if self.layers == "head" and self.augmentation.active:
-            raise ValueError("layers: head works on features computed once: augmentation has no effect")
+        if self.layers == "head" and (self.augmentation.active or self.mixup or self.cutmix):
+            raise ValueError("layers: head works on features computed once: there are no images to change or mix")
         return self
 
 

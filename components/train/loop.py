@@ -70,7 +70,8 @@ def fit(
         strategies: Each does its part.
         validation: Rows and labels to choose the best epoch by. Without any row the last epoch is the result.
         checkpoints: Where to go on from, and where to keep snapshots.
-        pieces: Into how many parts a batch is cut because it does not fit into memory; the step stays the same.
+        pieces: Into how many parts a batch is cut because it does not fit into memory. The step stays the same but for
+            batch norm, which sees a piece at a time, and mixing, which pairs the rows of a piece.
         size_at: Side of the images in an epoch, in pixels, where it grows.
         watch: Who is told.
 
@@ -318,9 +319,10 @@ class State:
 
     @torch.no_grad()
     def average(self, decay: float) -> None:
-        """Move the average toward the weights as they are now."""
+        """Move the average toward the weights as they are now; at first faster, or most of it would be the start."""
         if not self.averaged:
             return
+        decay = min(decay, (1 + self.step) / (10 + self.step))
         now = self.network.state_dict()
         floats = [name for name, value in now.items() if value.is_floating_point()]
         torch._foreach_lerp_([self.averaged[n] for n in floats], [now[n] for n in floats], 1 - decay)

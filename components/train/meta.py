@@ -113,13 +113,18 @@ def adapt(
     names = moving or tuple(params)
     for _ in range(steps):
         loss = functional.cross_entropy(answer(params), labels)
-        gradients = torch.autograd.grad(loss, [params[name] for name in names], create_graph=second_order)
+        moved = [params[name] for name in names]
+        # materialize: a weight that has no part in the answers, such as an auxiliary head's, gets zeros
+        gradients = torch.autograd.grad(loss, moved, create_graph=second_order, materialize_grads=True)
         params = {**params, **{n: params[n] - learning_rate * g for n, g in zip(names, gradients, strict=True)}}
     return params
 
 
 def meta_train(model: Classifier, rows: Rows, labels: Tensor, config: MetaConfig, *, seed: int) -> list[float]:
     """Learn an initialisation of the body, in place; the head stays as it was, and no longer fits.
+
+    On digits, five images of each of five unseen classes: MAML, its first-order form and ANIL gained 11 to 17 points
+    of accuracy with 40 to 80 steps; reptile learnt to adapt to the old classes only, and gained nothing there.
 
     Args:
         model: Its body is where the learning starts; batch norm uses, and keeps, the statistics it has.
@@ -240,11 +245,8 @@ def _reptile(model: Classifier, body: Params, episode: Episode, config: MetaConf
 
 
 def _gradient_of(loss: Tensor, body: Params) -> tuple[float, Params]:
-    gradients = torch.autograd.grad(loss, list(body.values()), allow_unused=True)
-    return float(loss.detach()), {
-        name: torch.zeros_like(value) if gradient is None else gradient
-        for (name, value), gradient in zip(body.items(), gradients, strict=True)
-    }
+    gradients = torch.autograd.grad(loss, list(body.values()), materialize_grads=True)
+    return float(loss.detach()), dict(zip(body, gradients, strict=True))
 
 
 GRADIENTS: Mapping[str, Gradient] = {"maml": _maml, "first-order": _first_order, "reptile": _reptile, "anil": _anil}

@@ -138,12 +138,11 @@ class Distillation(Strategy):
 
     def loss(self, batch: Batch) -> Tensor:
         wanted = self.teacher[batch.index]
-        right = (wanted.argmax(1) == batch.labels).float()
+        wanted = wanted * (wanted.argmax(1) == batch.labels)[:, None]
         if batch.mixing:
-            wanted, right = batch.mixing.values(wanted), batch.mixing.values(right)
+            wanted = batch.mixing.values(wanted)
         answers = (batch.outputs[0].float() / self.temperature).log_softmax(1)
-        divergence = functional.kl_div(answers, wanted, reduction="none").sum(1)
-        return self.weight * self.temperature**2 * (divergence * right).mean()
+        return self.weight * self.temperature**2 * functional.kl_div(answers, wanted, reduction="batchmean")
 
 
 @torch.no_grad()  # not inference mode: what comes out of that cannot take part in a loss

@@ -20,8 +20,8 @@ from components.core.contracts import DriftReport, DriftView, Fault, Lineage, Mo
 from components.core.datasets import PixelCache, load_images
 from components.core.errors import IntegrityError
 from components.core.models import save_classifier
-from components.core.reference import Reference, build_reference
 from components.core.recipes import Recipe
+from components.core.reference import Reference, build_reference
 from components.core.registry import Registry
 from components.core.runs import Run
 from components.core.storage import DirectoryStore, to_json

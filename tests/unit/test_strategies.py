@@ -374,7 +374,7 @@ def test_balance_raises_the_recall_of_rare_classes(balance: str) -> None:
 
 @pytest.mark.parametrize("resolution", ["direct", "progressive"])
 def test_a_challenger_takes_another_input_size(champion: Classifier, resolution: str) -> None:
-    images, targets = digits()
+    images, _ = digits()
     large = torch.nn.functional.interpolate(images.float(), scale_factor=1.5, mode="bilinear").round().to(torch.uint8)
 
     def enlarged(rows: ImageSet) -> ImageSet:
@@ -419,19 +419,13 @@ def test_augmentation_helps_where_there_are_few_images() -> None:
     assert learnt(Augmentation(shift=0.1)) > learnt(Augmentation()) + 0.01
 
 
-def test_an_initialisation_learnt_from_episodes_adapts_from_few_images(champion: Classifier) -> None:
-    """Five images of each new digit, on a frozen body: the body that has learnt from episodes does better."""
-    new = pick(0, 1000, NEW)
-
-    def adapted(start: str, seed: int) -> float:
-        few = new.subset(choose_replay(new.labels, 25, seeded(seed)))
-        meta = MetaConfig(algorithm="anil", ways=5, shots=5, steps=60, meta_batch=2)
-        chosen = recipe(start=start, layers="head", epochs=60, learning_rate=5e-3, meta=meta)
-        made = task(champion, exemplars(25), few, chosen, seed=seed)
-        return accuracy(train_challenger(made).model, pick(1000, 1797, NEW))
-
-    gains = [adapted("meta", seed) - adapted("champion", seed) for seed in range(3)]
-    assert sum(gains) / 3 > 0.02
+def test_an_initialisation_learnt_from_episodes_gets_a_head_of_its_own(champion: Classifier) -> None:
+    """That it adapts better is shown in test_meta; here: the body has moved, and the old head is not left on it."""
+    chosen = recipe(start="meta", epochs=2, meta=MetaConfig(steps=20, meta_batch=2))
+    trained = train_challenger(task(champion, exemplars(200), pick(0, 500, NEW), chosen))
+    assert len(trained.losses) == 30 + 2
+    assert trained.losses[29] < trained.losses[0] / 2
+    assert accuracy(trained.model, pick(1000, 1700, ALL)) > 0.8
 
 
 def test_answers_do_not_depend_on_the_batch_size(champion: Classifier) -> None:
