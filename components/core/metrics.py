@@ -9,6 +9,8 @@ import logging
 import os
 import time
 from http.client import HTTPException
+from threading import Thread
+from wsgiref.simple_server import WSGIServer
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, push_to_gateway, start_http_server
 
@@ -43,13 +45,22 @@ class TrainingMetrics:
             registry=registry,
         ).labels(model)
         self._last = time.monotonic()
+        self._server: WSGIServer | None = None
+        self._thread: Thread | None = None
 
-    def serve(self, port: int) -> None:
+    def serve(self, port: int, address: str = "0.0.0.0") -> None:  # noqa: S104  # a pod's: Prometheus comes from outside
         """Answer /metrics on a port, from a thread. A port that is taken is logged and changes nothing else."""
         try:
-            start_http_server(port, registry=self.registry)
+            self._server, self._thread = start_http_server(port, address, self.registry)
         except OSError as error:
             logger.warning("no metrics of this training: port %d: %s", port, error)
+
+    def stop(self) -> None:
+        """Stop answering, and free the port."""
+        if self._server is not None and self._thread is not None:
+            self._server.shutdown()
+            self._server.server_close()
+            self._thread.join()
 
     def on_rows(self, rows: int) -> None:
         """A step with so many rows is done."""
