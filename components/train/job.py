@@ -44,6 +44,11 @@ from components.train.strategy import Tensors
 
 logger = logging.getLogger(__name__)
 FISHER = "fisher.safetensors"
+# Settings that change how a training runs and not what comes out: with another value it still is the same training.
+HOW_IT_RUNS = {
+    *("strategies", "cpu_threads", "checkpoint_seconds", "max_preemptions", "max_errors"),
+    *("launcher", "nodes", "trainjob_runtime"),
+}
 UNEQUAL = 3  # images of the largest class per image of the smallest, from which balancing them is worth a try
 VALIDATION_FRACTION = 0.2  # of a trial's rows, where the recipe itself sets none aside
 COLUMNS = ("sha256", "label", "group", "split", "source")
@@ -109,7 +114,7 @@ class Job:
             "window": self.window,
             "decision": self.decision.model_dump(mode="json", include={"champion", "old_windows", "classes"}),
             "recipe": self.plan.hyperparameters.model_dump(mode="json"),
-            "training": training.model_dump(mode="json", exclude={"strategies", "cpu_threads", "launcher", "nodes"}),
+            "training": training.model_dump(mode="json", exclude=HOW_IT_RUNS),
             "package": package_version("retrain-pipeline"),
         }
         digest = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:32]
@@ -251,7 +256,7 @@ def check_budget(attempts: Sequence[Attempt], job: Job) -> None:
         raise RunFailed(
             f"this training was cut off {cut_off} times",
             expected=f"at most {training.max_preemptions} (training.max_preemptions)",
-            next_command="look why the pods are lost (kubectl get events); a new checkpoint_seconds starts afresh",
+            next_command="look why the pods are lost (kubectl get events), then raise training.max_preemptions",
         )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -11,6 +13,7 @@ from components.core.models import Classifier
 from components.train.fisher import PREFIX, empirical_fisher
 from components.train.strategy import Batch, Situation, Strategy, Tensors
 
+logger = logging.getLogger(__name__)
 ANCHOR, TEACHER = "anchor.", "teacher.logits"
 
 
@@ -92,6 +95,10 @@ class EWC(Pull):
         fisher = self.known
         if fisher is None:
             images, labels = situation.memory()
+            if not len(images):
+                logger.warning(
+                    "train: ewc holds nothing: the champion's version remembers no images (training.exemplars)"
+                )
             fisher = empirical_fisher(situation.champion, images, labels) if len(images) else {}
         return {**super().prepare(situation), **{PREFIX + name: value for name, value in fisher.items()}}
 

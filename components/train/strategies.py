@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from components.core.datasets import ImageSet, Pixels
+from components.core.errors import ConfigurationError
 from components.core.logs import progress
 from components.core.models import (
     Classifier,
@@ -103,6 +104,12 @@ def train_challenger(task: Task, checkpoints: Stages = NoCheckpoints(), watch: W
     """
     recipe = task.recipe
     rows = choose_rows(task.old, task.new, recipe.validation_fraction)
+    if len(rows.labels) < 2:
+        raise ConfigurationError(
+            f"{len(rows.labels)} rows to train on",
+            expected="two at least",
+            next_command="lower validation_fraction of the strategy, or wait for more images",
+        )
     strategies = strategies_of(recipe, task.fisher)
     with distributed.first_alone(distributed.is_first()):
         kept = checkpoints.stage("prepared", lambda: _prepare(task, rows, strategies))
