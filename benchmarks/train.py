@@ -47,7 +47,7 @@ from components.core.recipes import LoopConfig, Recipe
 from components.train.compute import Compute
 from components.train.loop import accuracy, fit
 from components.train.replay import choose_replay
-from components.train.strategies import Task, embed, strategies_of, train_challenger
+from components.train.strategies import Task, embed, feature_batch, strategies_of, train_challenger
 from components.train.strategy import Situation, Strategy
 
 FASHION = Path("/usr/share/datasets/fashion-mnist")
@@ -62,7 +62,8 @@ RATE = 1e-3
 STRATEGIES_OF_PEERS: tuple[tuple[str, dict[str, Any], dict[str, float]], ...] = (
     ("naive", {"rows": "new"}, {}),
     ("replay", {"rows": "replay"}, {}),
-    ("ewc", {"rows": "new", "ewc": 1e4}, {"ewc_lambda": 1e4}),
+    # Theirs squares the gradients of batches, which is about one over the batch size of the exact information.
+    ("ewc", {"rows": "new", "ewc": 1e4 / BATCH}, {"ewc_lambda": 1e4}),
     ("lwf", {"rows": "new", "lwf": 1.0}, {"lwf_alpha": 1.0, "lwf_temperature": 2.0}),
 )
 
@@ -203,7 +204,8 @@ def head(effort: Effort) -> list[Line]:
 
 def _head_line(name: str, wanted: ModelSpec, rows: int, effort: Effort) -> Line:
     pixels, labels = _rows(wanted, rows)
-    how: dict[str, Any] = {"batch_size": BATCH, "seed": 0, "compute": Compute(device=effort.device)}
+    batch = feature_batch(rows, BATCH)  # what the product takes; forwarding gets it, too
+    how: dict[str, Any] = {"batch_size": batch, "seed": 0, "compute": Compute(device=effort.device)}
     config = LoopConfig(epochs=10, learning_rate=1e-3)
 
     def cached() -> None:

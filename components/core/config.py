@@ -341,6 +341,8 @@ class Config(Section):
                 raise ValueError(
                     f"decision.ladder names {name!r}, expected one of {', '.join(self.training.strategies)}"
                 )
+        if self.training.strategies["retrain"].start != "fresh":
+            raise ValueError("training.strategies.retrain must start fresh: it makes the first champion")
         return self
 
 

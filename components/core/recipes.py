@@ -181,6 +181,10 @@ class Recipe(LoopConfig):
             raise ValueError(f"layers: head needs a body that is trained already: start cannot be {self.start}")
         if self.solver == "lbfgs" and self.layers != "head":
             raise ValueError("solver: lbfgs is for layers: head")
+        if self.solver == "lbfgs" and (held or self.label_smoothing or self.balance in ("sampler", "logits")):
+            raise ValueError("solver: lbfgs knows weight_decay and balance: loss only")
+        if self.start == "fresh" and self.batch_norm == "keep":
+            raise ValueError("batch_norm: keep needs statistics to keep: start cannot be fresh")
         if self.layers == "head" and (self.augmentation.active or self.mixup or self.cutmix):
             raise ValueError("layers: head works on features computed once: there are no images to change or mix")
         return self

@@ -191,6 +191,8 @@ def decide(
     if evidence.released:
         reasons.append(evidence.released)
     rungs = [] if choice.action != "train" else list(_ladder(choice.first, config.ladder))
+    if evidence.champion is None:  # nothing to start from
+        rungs = [strategy for strategy in rungs if recipes[strategy].start == "fresh"]
     return Decision(
         action=choice.action,
         rule=rule.__name__.replace("_", "-"),

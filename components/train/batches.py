@@ -52,6 +52,11 @@ class Schedule:
         return max(1, min(math.ceil(self.rows / self.step_rows), self.rows // 2))
 
     @property
+    def least_rows(self) -> int:
+        """Rows of the smallest step."""
+        return self.rows // self.steps_an_epoch
+
+    @property
     def steps(self) -> int:
         return self.epochs * self.steps_an_epoch
 

@@ -158,8 +158,9 @@ class Checkpoints:
         return tensors
 
     def has(self, name: str) -> bool:
-        """Whether a stage is kept."""
-        return name in self._manifest().stages
+        """Whether a stage is kept, and is what was written."""
+        file = self._manifest().stages.get(name)
+        return file is not None and self._read(file) is not None
 
     def document(self, name: str, kind: type[Doc], make: Callable[[], Doc]) -> Doc:
         """A document of the training: what is kept, or else what `make` gives, which is then kept."""
@@ -223,11 +224,14 @@ class Checkpoints:
 
     def forget_steps(self) -> None:
         """Drop the snapshots: the training starts afresh, from its prepared start."""
+        if not self.writer:
+            return
         self._put(self._manifest().model_copy(update={"generations": ()}))
 
     def remove(self) -> None:
         """Remove everything: the training is done and filed."""
         self._finish_writing()
+        self.store.delete(f"{self.prefix}/manifest.json")  # first: what it names must be there as long as it is
         for listed in list(self.store.list_objects(f"{self.prefix}/")):
             self.store.delete(listed.key)
 
@@ -293,7 +297,7 @@ class Checkpoints:
 
     def _file_attempt(self) -> None:
         assert self._attempt is not None
-        if not self.writer:
+        if not self.writer and self._attempt.ended != "out of memory":  # which any process can run
             return
         try:
             self.store.put(f"{self.prefix}/attempts/{self._attempt.number:04d}.json", to_json(self._attempt))

@@ -16,6 +16,7 @@ from functools import cached_property
 from importlib.metadata import version as package_version
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from safetensors.torch import load as load_tensors
 
@@ -39,6 +40,7 @@ from components.train.loop import Watch
 from components.train.memory import candidates, remembered
 from components.train.randomness import Purpose, torch_generator
 from components.train.replay import choose_replay
+from components.train.rows import choose_rows
 from components.train.strategies import MODEL, Task, train_challenger
 from components.train.strategy import Tensors
 
@@ -63,6 +65,7 @@ class Outcome(Document):
     accuracies: tuple[float, ...]
     rows: int
     replayed_rows: int
+    epochs: int
     device: str
 
 
@@ -114,6 +117,7 @@ class Job:
             "window": self.window,
             "decision": self.decision.model_dump(mode="json", include={"champion", "old_windows", "classes"}),
             "recipe": self.plan.hyperparameters.model_dump(mode="json"),
+            "head": training.strategies["head-only"].model_dump(mode="json"),
             "training": training.model_dump(mode="json", exclude=HOW_IT_RUNS),
             "package": package_version("retrain-pipeline"),
         }
@@ -168,6 +172,8 @@ class Job:
 
     def _draw(self, rows: pa.Table, count: int, spec: ModelSpec) -> ImageSet:
         """Open some of the remembered rows, balanced over classes; only these are decoded."""
+        known = self.champion.spec.classes if self.champion else spec.classes
+        rows = rows.filter(pc.is_in(rows["label"], pa.array(known, pa.string())))
         labels = label_indices(rows, spec.classes)
         generator = torch_generator(self.config.training.seed, Purpose.ROWS)
         drawn = rows.take(pa.array(choose_replay(labels, count, generator).numpy()))
@@ -217,7 +223,7 @@ def _attempt(job: Job) -> Iterator[None]:
     """File how a try at a training ends."""
     checkpoints = job.checkpoints
     attempt = checkpoints.begin_attempt()
-    if attempt.number > 1:
+    if attempt.number > 1 and distributed.is_first():
         logger.info("train: attempt %d goes on from step %d", attempt.number, attempt.began_at_step)
     try:
         yield
@@ -284,12 +290,10 @@ def _train(job: Job, interruption: Interruption) -> None:
         compute=compute,
         pieces=pieces_needed(checkpoints),
     )
-    with distributed.first_alone(distributed.is_first()):
-        recipe = checkpoints.document("recipe", Recipe, lambda: _searched(job, task, interruption))
-    task = replace(task, recipe=recipe)
-    watch = _watch(job, interruption)
-    with _attempt(job):
-        trained = train_challenger(task, checkpoints, watch)
+    with _watching(job, interruption) as watch, _attempt(job):
+        with distributed.first_alone(distributed.is_first()):
+            recipe = checkpoints.document("recipe", Recipe, lambda: _searched(job, task, interruption))
+        trained = train_challenger(replace(task, recipe=recipe), checkpoints, watch)
     outcome = Outcome(
         spec=spec,
         recipe=recipe,
@@ -297,6 +301,7 @@ def _train(job: Job, interruption: Interruption) -> None:
         accuracies=tuple(trained.accuracies),
         rows=trained.rows,
         replayed_rows=trained.replayed_rows,
+        epochs=trained.epochs,
         device=compute.description,
     )
     checkpoints.document("outcome", Outcome, lambda: outcome)
@@ -321,6 +326,10 @@ def _searched(job: Job, task: Task, interruption: Interruption) -> Recipe:
         )
         return max(train_challenger(trial_task(task, candidate), watch=watch).accuracies)
 
+    trial = trial_task(task, recipe)
+    if not len(choose_rows(trial.old, trial.new, trial.recipe.validation_fraction).validation_labels):
+        logger.warning("train: no search: too few rows to set some aside")
+        return recipe
     counts = torch.cat([task.old.labels, task.new.labels]).bincount()
     found = search(
         recipe,
@@ -350,10 +359,12 @@ def trial_task(task: Task, candidate: Recipe) -> Task:
     return replace(task, recipe=candidate.model_copy(update=changes), old=some(task.old, 10), new=some(task.new, 11))
 
 
-def _watch(job: Job, interruption: Interruption) -> Watch:
-    """What the loop asks and tells: whether to stop, and the metrics, which the first process serves."""
+@contextmanager
+def _watching(job: Job, interruption: Interruption) -> Iterator[Watch]:
+    """What the loop asks and tells: whether to stop, and the metrics, which the first process serves meanwhile."""
     if not distributed.is_first():
-        return Watch(stop_asked=lambda: interruption.asked)
+        yield Watch(stop_asked=lambda: interruption.asked)
+        return
     metrics = training_metrics(job.config.model)
     attempts = job.checkpoints.attempts()
     metrics.world_size.set(distributed.world_size())
@@ -369,7 +380,10 @@ def _watch(job: Job, interruption: Interruption) -> Watch:
         seen = "" if accuracy is None else f", {accuracy:.1%} right of the rows set aside"
         logger.info("train: epoch %d: loss %.3f%s", len(progress.losses), progress.losses[-1], seen)
 
-    return Watch(on_rows=metrics.on_rows, on_epoch=on_epoch, stop_asked=lambda: interruption.asked)
+    try:
+        yield Watch(on_rows=metrics.on_rows, on_epoch=on_epoch, stop_asked=lambda: interruption.asked)
+    finally:
+        metrics.stop()
 
 
 def _spec(job: Job) -> ModelSpec:

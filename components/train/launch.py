@@ -12,12 +12,12 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from components.core.config import TrainingConfig
 from components.core.errors import ConfigurationError, RunFailed
-from components.train.checkpoint import Checkpoints
+from components.train.checkpoint import Attempt, Checkpoints
 from components.train.interruption import Interruption, Preempted
 
 logger = logging.getLogger(__name__)
@@ -65,14 +65,17 @@ def launch(
     """
     with Interruption() as interruption:
         while True:
+            known = len(checkpoints.attempts())
             try:
-                _launch_once(call, config, here, gpus, interruption)
+                _launch_once(call, config, here, min(gpus, config.batch_size // 2), interruption)
             except Exception as error:
-                if not ran_out_of_memory(error, checkpoints):
+                if not ran_out_of_memory(checkpoints.attempts()[known:]):
                     raise
                 _check_pieces(checkpoints, config, error)
-            else:
-                return
+                continue
+            if interruption.asked:  # in the last step: the result is kept, and there is no time to make a version of it
+                raise Preempted
+            return
 
 
 def _launch_once(
@@ -88,10 +91,9 @@ def _launch_once(
         here(interruption)
 
 
-def ran_out_of_memory(error: Exception, checkpoints: Checkpoints) -> bool:
-    """Whether the last attempt ended for want of memory, in this process or in another."""
-    last = checkpoints.attempts()[-1:]
-    return not isinstance(error, ConfigurationError) and bool(last) and last[0].ended == "out of memory"
+def ran_out_of_memory(attempts: Sequence[Attempt]) -> bool:
+    """Whether one of these attempts ended for want of memory, in this process or in another."""
+    return any(attempt.ended == "out of memory" for attempt in attempts)
 
 
 def pieces_needed(checkpoints: Checkpoints) -> int:

@@ -15,6 +15,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from components.core.errors import ConfigurationError
 from components.core.recipes import LoopConfig
 from components.train import distributed
 from components.train.augmentation import NOISE, Mixing, augment
@@ -104,6 +105,12 @@ def fit(
         assert validation
         return accuracy(network, *validation, compute, max(1, batch_size // pieces))
 
+    if distributed.world_size() > schedule.least_rows:
+        raise ConfigurationError(
+            f"steps of {schedule.least_rows} images for {distributed.world_size()} processes",
+            expected="an image for each of them at least",
+            next_command="lower gpu_count, or raise training.batch_size",
+        )
     state = State.begin(network, config, compute, checkpoints.latest())
     with _seeds_restored(), closing(prefetch(inputs, schedule.from_step(state.step), compute.device)) as rows:
         _set_mode(view, strategies)

@@ -35,7 +35,10 @@ class Pull(Strategy):
         self.held = [
             (parameter, kept[ANCHOR + name])
             for name, parameter in model.named_parameters()
-            if parameter.requires_grad and ANCHOR + name in kept
+            if parameter.requires_grad
+            and ANCHOR + name in kept
+            # Rows may have been added; position embeddings of another image size have no anchor.
+            and parameter.shape[1:] == kept[ANCHOR + name].shape[1:]
         ]
 
     def _lists(self) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:

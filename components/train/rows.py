@@ -10,6 +10,8 @@ from torch import Tensor
 from components.core.datasets import ImageSet, Pixels
 from components.core.storage import sha256_hex
 
+LEAST_ROWS = 2  # to train on: batch norm needs two
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingRows:
@@ -33,7 +35,7 @@ def choose_rows(old: ImageSet, new: ImageSet, validation_fraction: float) -> Tra
     """
     images = Pixels.concat([old.images, new.images])
     labels = torch.cat([old.labels, new.labels])
-    aside = torch.cat([_set_aside(rows, validation_fraction) for rows in (old, new)])
+    aside = _set_aside(old, new, validation_fraction)
     train, watch = (~aside).nonzero().flatten(), aside.nonzero().flatten()
     return TrainingRows(
         images=images.subset(train),
@@ -44,13 +46,23 @@ def choose_rows(old: ImageSet, new: ImageSet, validation_fraction: float) -> Tra
     )
 
 
-def _set_aside(rows: ImageSet, fraction: float) -> Tensor:
+def _set_aside(old: ImageSet, new: ImageSet, fraction: float) -> Tensor:
     """Which rows watch, bool (n,), by content: the same ones in every attempt, and never half a clip.
 
-    Not by the position that decides who is held out: among training rows, small positions are all taken.
+    Where all rows are of a few clips, so that one side would be empty, images are set aside one by one; and none where
+    that does not help either.
     """
-    if not fraction:
-        return torch.zeros(len(rows), dtype=torch.bool)
-    names = zip(rows.rows["group"].to_pylist(), rows.rows["sha256"].to_pylist(), strict=True)
-    positions = [int(sha256_hex(f"validation {group or digest}".encode())[:13], 16) / 16**13 for group, digest in names]
-    return torch.tensor(positions, dtype=torch.float64) < fraction
+    none = torch.zeros(len(old) + len(new), dtype=torch.bool)
+    digests = [digest for rows in (old, new) for digest in rows.rows["sha256"].to_pylist()]
+    groups = [group for rows in (old, new) for group in rows.rows["group"].to_pylist()]
+    for names in ([group or digest for group, digest in zip(groups, digests, strict=True)], digests):
+        aside = torch.tensor([_position(name) < fraction for name in names], dtype=torch.bool)
+        if fraction and bool(aside.any()) and int((~aside).sum()) >= LEAST_ROWS:
+            return aside
+    return none
+
+
+def _position(name: str) -> float:
+    """Where a group or an image stands, in [0, 1). Not the position that decides who is held out: of training rows, the
+    small ones are all taken."""
+    return float(int(sha256_hex(f"validation {name}".encode())[:13], 16) / 16**13)

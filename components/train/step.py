@@ -41,8 +41,15 @@ def run(config_path: str, run_id: str, window: str, rung: int) -> TrainingSummar
     record = open_run(config_path, run_id)
     job = Job(record, window, rung)
     call = Call(config_path=config_path, run_id=run_id, window=window, rung=rung)
-    summary = perform(f"train-{rung}", record, TrainingSummary, lambda: _train(job, call))
-    job.checkpoints.remove()  # after the record: lost in between, the result is still there
+    trained: list[TrainingSummary] = []
+
+    def work() -> TrainingSummary:
+        trained.append(_train(job, call))
+        return trained[0]
+
+    summary = perform(f"train-{rung}", record, TrainingSummary, work)
+    if trained:  # not when the record was there already: another run of the same training may be under way
+        job.checkpoints.remove()  # after the record: lost in between, the result is still there
     return summary
 
 
@@ -107,7 +114,7 @@ def _exemplars(job: Job, outcome: Outcome, model: Classifier) -> pa.Table:
     rows = rows.filter(pc.is_in(rows["label"], pa.array(spec.classes)))
     features = None
     if training.exemplar_choice == "herding":
-        features = embed(model, job.open(rows, spec).images, training.batch_size)
+        features = embed(model, job.open(rows, spec).images, job.config.evaluation.batch_size)
     return choose_exemplars(rows, training, features)
 
 
@@ -134,7 +141,7 @@ def _summary(job: Job, outcome: Outcome, version: str) -> TrainingSummary:
         losses=outcome.losses,
         accuracies=outcome.accuracies,
         seconds=seconds,
-        images_per_second=outcome.rows * outcome.recipe.epochs / max(seconds, 1e-9),
+        images_per_second=outcome.rows * outcome.epochs / max(seconds, 1e-9),
         device=outcome.device,
         attempts=len(attempts),
         lost_seconds=lost_seconds(attempts),

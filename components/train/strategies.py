@@ -82,17 +82,23 @@ class Task:
     compute: Compute = field(default_factory=Compute)
     pieces: int = 1
 
+    @property
+    def looking_rows(self) -> int:
+        """Rows that go through a network at once when nothing is learnt."""
+        return max(1, max(256, self.batch_size) // self.pieces)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Trained:
     """A challenger with how it came about: `losses` are the mean of each epoch, nats (those of a grown head first),
-    `accuracies` those on the rows set aside."""
+    `accuracies` those on the rows set aside; `epochs` is how many passes were taken."""
 
     model: Classifier
     losses: list[float]
     accuracies: list[float]
     rows: int
     replayed_rows: int
+    epochs: int
 
 
 def train_challenger(task: Task, checkpoints: Stages = NoCheckpoints(), watch: Watch = Watch()) -> Trained:  # noqa: B008
@@ -126,6 +132,7 @@ def train_challenger(task: Task, checkpoints: Stages = NoCheckpoints(), watch: W
         accuracies=list(done.accuracies),
         rows=len(rows.labels),
         replayed_rows=rows.replayed,
+        epochs=recipe.epochs if recipe.solver == "lbfgs" else len(done.losses),
     )
 
 
@@ -167,7 +174,7 @@ def _prepare(task: Task, rows: TrainingRows, strategies: list[Strategy]) -> Tens
             images=rows.images,
             labels=rows.labels.to(device),
             memory=lambda: _of_memory(task),
-            batch_rows=max(256, task.batch_size),
+            batch_rows=task.looking_rows,
         )
         for strategy in strategies:
             prepared |= strategy.prepare(situation)
@@ -227,11 +234,11 @@ def _fit_head(
     watch: Watch = Watch(),  # noqa: B008
 ) -> Progress:
     """Fit the head on features of the body that are computed once, not in every epoch."""
-    features = embed(model, rows.images, task.batch_size)
+    features = embed(model, rows.images, task.looking_rows)
     labels, compute = rows.labels.to(task.compute.device), Compute(device=task.compute.device)
     validation = None
     if config.validation_fraction:
-        validation = (embed(model, rows.validation_images, task.batch_size), rows.validation_labels)
+        validation = (embed(model, rows.validation_images, task.looking_rows), rows.validation_labels)
     if isinstance(config, Recipe) and config.solver == "lbfgs":
         counts = torch.bincount(labels, minlength=len(task.spec.classes)).double()
         weights = effective_weights(counts) if config.balance == "loss" else None
@@ -246,7 +253,7 @@ def _fit_head(
             features,
             labels,
             config,
-            batch_size=task.batch_size,
+            batch_size=feature_batch(len(labels), task.batch_size),
             seed=task.seed,
             classes=len(task.spec.classes),
             compute=compute,
@@ -257,6 +264,14 @@ def _fit_head(
         )
 
 
+def feature_batch(rows: int, batch_size: int) -> int:
+    """Rows of a step on cached features: as many as leave 20 steps an epoch, from `batch_size` to 1,024.
+
+    A head's step costs what starting it costs, however many rows it has.
+    """
+    return max(batch_size, min(1024, rows // 20))
+
+
 @torch.no_grad()
 def embed(model: Classifier, images: Pixels, batch_rows: int) -> Tensor:
     """Features of all images, float32 (n, width), on the model's device: one pass in evaluation mode."""
@@ -264,7 +279,7 @@ def embed(model: Classifier, images: Pixels, batch_rows: int) -> Tensor:
     device = model.head.weight.device
     parts = [torch.empty(0, model.head.in_features, device=device)]
     with progress("computing features", len(images)) as advance:
-        for batch in images.batches(max(256, batch_rows)):
+        for batch in images.batches(batch_rows):
             placed = batch.to(device).contiguous(memory_format=torch.channels_last)
             parts.append(model.embed(placed).float())
             advance(len(batch))

@@ -480,3 +480,23 @@ def test_keeping_nothing_is_a_keeper_too() -> None:
     assert nothing.latest() is None
     assert not nothing.due()
     assert nothing.stage("start", lambda: {"w": torch.ones(1)}) == {"w": torch.ones(1)}
+
+
+def test_removing_is_safe_to_be_cut_off_and_a_damaged_result_is_no_result(tmp_path: Path) -> None:
+    kept = checkpoints(DirectoryStore(tmp_path))
+    kept.stage("finished", lambda: {"weight": torch.ones(3)})
+    assert kept.has("finished")
+    (file,) = (tmp_path / PREFIX).glob("finished-*.safetensors")
+    file.write_bytes(b"damaged")
+    assert not kept.has("finished")
+
+    deleted: list[str] = []
+
+    class Noting(DirectoryStore):
+        def delete(self, key: str) -> None:
+            deleted.append(key)
+            super().delete(key)
+
+    checkpoints(Noting(tmp_path)).remove()
+    assert deleted[0] == f"{PREFIX}/manifest.json"
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]

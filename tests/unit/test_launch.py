@@ -67,6 +67,38 @@ def test_another_error_is_not_tried_again(checkpoints: Checkpoints) -> None:
     assert calls == [1]
 
 
+def test_an_error_after_running_out_of_memory_is_not_taken_for_it(checkpoints: Checkpoints) -> None:
+    ending(checkpoints, "out of memory")
+
+    def here(_interruption: Interruption) -> None:
+        raise ValueError("no attempt was filed")
+
+    with pytest.raises(ValueError, match="no attempt was filed"):
+        launch(CALL, TrainingConfig(), checkpoints, here, gpus=0)
+
+
+def test_a_process_that_does_not_write_still_tells_that_it_ran_out_of_memory(tmp_path: Path) -> None:
+    writer, other = (
+        Checkpoints(DirectoryStore(tmp_path), "digits", "training", 60.0, writer=first) for first in (True, False)
+    )
+    other.begin_attempt()
+    other.end_attempt("error")
+    assert writer.attempts() == []
+    other.begin_attempt()
+    other.end_attempt("out of memory")
+    assert pieces_needed(writer) == 2
+
+
+def test_told_to_stop_in_the_last_step_no_version_is_made(checkpoints: Checkpoints) -> None:
+    def here(interruption: Interruption) -> None:
+        ending(checkpoints, "finished")
+        interruption.asked = True
+
+    with pytest.raises(Preempted) as stopped:
+        launch(CALL, TrainingConfig(), checkpoints, here, gpus=0)
+    assert stopped.value.code == 143
+
+
 def job(checkpoints: Checkpoints, **config: Any) -> Any:
     return SimpleNamespace(checkpoints=checkpoints, config=SimpleNamespace(training=TrainingConfig(**config)))
 

@@ -13,7 +13,7 @@ CONFIG = DecisionConfig()
 LOOPS: dict[StrategyName, Recipe] = {
     "head-only": Recipe(epochs=60, learning_rate=5e-3),
     "fine-tune": Recipe(epochs=10, learning_rate=5e-4),
-    "retrain": Recipe(epochs=30, learning_rate=3e-3, rows="all"),
+    "retrain": Recipe(epochs=30, learning_rate=3e-3, start="fresh", rows="all"),
 }
 TOO_DARK = CheckedExpectation(name="readable", severity="reject", passed=False, sentence="Nothing can be read.")
 INVALID = ValidationReport(expectations=(TOO_DARK,))
@@ -348,3 +348,9 @@ def test_a_bad_window_without_rows_is_quarantined_and_not_skipped(evidence: Evid
 
 def test_one_row_on_each_side_is_enough_to_go_on() -> None:
     assert plan(replace(QUIET, new_rows=1, held_out=1)).rule == "nothing-to-gain"
+
+
+def test_a_first_model_has_only_rungs_that_need_no_champion() -> None:
+    recipes = {**LOOPS, "warm-retrain": Recipe(epochs=1, learning_rate=1e-3, start="shrunk", rows="all")}
+    decision = decide(BOOTSTRAP, DecisionConfig(ladder=("fine-tune", "retrain", "warm-retrain")), recipes)
+    assert strategies(decision) == ["retrain"]

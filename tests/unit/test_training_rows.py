@@ -86,3 +86,14 @@ def test_no_rows_at_all_are_no_error() -> None:
     chosen = choose_rows(images(0), images(0), 0.2)
     assert numbers(chosen) == ([], [])
     assert chosen.replayed == 0
+
+
+def test_rows_of_one_clip_are_set_aside_one_by_one() -> None:
+    train, watch = numbers(choose_rows(images(0), images(200, group=["clip"] * 200), 0.2))
+    assert 20 < len(watch) < 60
+    assert sorted(train + watch) == list(range(200))
+
+
+def test_too_few_rows_to_set_some_aside_all_train() -> None:
+    train, watch = numbers(choose_rows(images(0), images(2), 0.9))
+    assert (train, watch) == ([0, 1], [])
