@@ -6,6 +6,8 @@ checkpoint kept), 1 an error.
 
 from __future__ import annotations
 
+import logging
+import os
 import sys
 
 import torch
@@ -21,7 +23,8 @@ from components.train.job import train_rung
 def main(arguments: list[str]) -> None:
     """Train this process's part."""
     config_path, run_id, window, rung = arguments
-    logs.configure()
+    # One voice is enough; the others are heard when something is wrong.
+    logs.configure(logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING)
     record = open_run(config_path, run_id)
     compute = choose_compute(record.config.training)
     if compute.device.type == "cuda":
