@@ -49,8 +49,9 @@ from torch.nn import functional
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as pictures
 
-from components.core.config import DriftConfig, LoopConfig
+from components.core.config import DriftConfig
 from components.core.models import Classifier, ModelSpec, build_classifier, extract_features, save_classifier
+from components.core.recipes import LoopConfig
 from components.detect_drift.alarms import test_level
 from components.detect_drift.combination import two_sample_test
 from components.detect_drift.comparison import PROPERTIES, standard_detectors
@@ -222,7 +223,7 @@ def train_champion(images: Tensor, labels: Tensor, epochs: int) -> Classifier:
     )
     generator = torch.Generator().manual_seed(0)
     model = build_classifier(spec, generator).train()
-    fit(model, images, labels, LoopConfig(epochs=epochs, learning_rate=0.004), batch_size=64, generator=generator)
+    fit(model, images, labels, LoopConfig(epochs=epochs, learning_rate=0.004), batch_size=64, seed=0)
     return model.eval()
 
 

@@ -34,9 +34,9 @@ from torch.nn import functional
 from triage import photo_patches
 
 from components.core.changes import ChangeTable, rehearse_changes, summarise_confidence
-from components.core.config import LoopConfig
 from components.core.corruptions import CORRUPTIONS, corrupt, corruptions_for
 from components.core.models import Classifier, Features, ModelSpec, build_classifier, extract_features
+from components.core.recipes import LoopConfig
 from components.detect_drift.naming import name_change
 from components.detect_drift.severity import estimate_drop
 from components.train.loop import fit
@@ -107,7 +107,7 @@ def train_champion(collection: Collection, seed: int) -> Classifier:
     generator = torch.Generator().manual_seed(seed)
     model = build_classifier(spec, generator).train()
     loop = LoopConfig(epochs=collection.epochs, learning_rate=0.004)
-    fit(model, images, labels, loop, batch_size=32, generator=generator)
+    fit(model, images, labels, loop, batch_size=32, seed=seed)
     return model.eval()
 
 

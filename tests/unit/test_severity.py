@@ -9,9 +9,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from components.core.changes import CLASS_MIX, CLEAN, Baseline, ChangeTable, rehearse_changes, summarise_confidence
-from components.core.config import LoopConfig
 from components.core.corruptions import corrupt, corruptions_for
 from components.core.models import Classifier, Features, ModelSpec, build_classifier, extract_features
+from components.core.recipes import LoopConfig
 from components.detect_drift.severity import SeverityEstimate, _groups, _Regression, _weighted_quantile, estimate_drop
 from components.train.loop import fit
 
@@ -42,7 +42,7 @@ def champion(scans: tuple[Tensor, Tensor]) -> Classifier:
     generator = torch.Generator().manual_seed(0)
     model = build_classifier(spec, generator).train()
     images, labels = (part[:500] for part in scans)
-    fit(model, images, labels, LoopConfig(epochs=12, learning_rate=0.004), batch_size=32, generator=generator)
+    fit(model, images, labels, LoopConfig(epochs=12, learning_rate=0.004), batch_size=32, seed=0)
     return model.eval()
 
 
