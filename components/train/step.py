@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from importlib.metadata import version as package_version
 from typing import NoReturn
 
@@ -19,14 +18,13 @@ from components.core.runs import open_run, perform
 from components.core.windows import SCHEMA
 from components.train.checkpoint import lost_seconds
 from components.train.fisher import accumulate_fisher, empirical_fisher
-from components.train.job import FISHER, Job, Outcome, train_rung
+from components.train.job import FISHER, Job, Outcome
 from components.train.launch import Call, launch
 from components.train.memory import candidates, choose_exemplars
 from components.train.randomness import Purpose, torch_generator
 from components.train.replay import choose_replay
+from components.train.rung import train_rung
 from components.train.strategies import MODEL, embed
-
-logger = logging.getLogger(__name__)
 
 
 def run(config_path: str, run_id: str, window: str, rung: int) -> TrainingSummary:

@@ -7,6 +7,7 @@ from and where results go (`step`), and which recipe is used (`decide`).
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -16,14 +17,7 @@ from torch import Tensor
 from components.core.datasets import ImageSet, Pixels
 from components.core.errors import ConfigurationError
 from components.core.logs import progress
-from components.core.models import (
-    Classifier,
-    ModelSpec,
-    check_growing_size,
-    stages,
-    trainable_from,
-    with_image_size,
-)
+from components.core.models import Classifier, ModelSpec, check_growing_size, stages, trainable_from
 from components.core.recipes import LoopConfig, Recipe
 from components.train import distributed
 from components.train.adaptation import Interpolation, KeepBatchNorm
@@ -116,14 +110,15 @@ def train_challenger(task: Task, checkpoints: Stages = NoCheckpoints(), watch: W
             expected="two at least",
             next_command="lower validation_fraction of the strategy, or wait for more images",
         )
-    strategies = strategies_of(recipe, task.fisher)
+    strategies, size_at = strategies_of(recipe, task.fisher), _growing_size(task)
+    model = _fresh_model(task)
     with distributed.first_alone(distributed.is_first()):
-        kept = checkpoints.stage("prepared", lambda: _prepare(task, rows, strategies))
+        kept = checkpoints.stage("prepared", lambda: _prepare(task, model, rows, strategies))
     kept = {name: value.to(task.compute.device) for name, value in kept.items()}
-    model = _with_weights(task, kept)
+    model.load_state_dict({n.removeprefix(MODEL): v for n, v in kept.items() if n.startswith(MODEL)})
     for strategy in strategies:
         strategy.begin(model, kept)
-    done = _take_steps(task, model, rows, strategies, checkpoints, watch)
+    done = _take_steps(task, model, rows, strategies, checkpoints, watch, size_at)
     for strategy in strategies:
         strategy.finish(model)
     return Trained(
@@ -149,17 +144,26 @@ def strategies_of(recipe: Recipe, fisher: Tensors | None = None) -> list[Strateg
     return [make() for wanted, make in offered if wanted]
 
 
-def _prepare(task: Task, rows: TrainingRows, strategies: list[Strategy]) -> Tensors:
+def _fresh_model(task: Task) -> Classifier:
+    """Fresh weights, with what the recipe does not move frozen: whether it can be is known before anything is done."""
+    model = task.fresh().to(task.compute.device)
+    if task.recipe.layers == "head":
+        model.body.requires_grad_(False)
+    elif task.recipe.layers != "all":
+        stage = stages(model)[-1] if task.recipe.layers == "last" else task.recipe.layers
+        trainable_from(model, stage)
+    return model
+
+
+def _prepare(task: Task, fresh: Classifier, rows: TrainingRows, strategies: list[Strategy]) -> Tensors:
     """What precedes the steps: the start, a grown head fitted alone, and what the strategies compute once."""
     recipe, device = task.recipe, task.compute.device
     memory = None
     if recipe.start == "meta":
         old = task.memory()
         memory = (old.images, old.labels.to(device))
-    champion = (
-        with_image_size(task.champion, task.champion.spec.image_size).to(device).eval() if task.champion else None
-    )
-    start = Start(spec=task.spec, champion=champion, fresh=task.fresh().to(device), memory=memory, seed=task.seed)
+    champion = deepcopy(task.champion).to(device).eval() if task.champion else None
+    start = Start(spec=task.spec, champion=champion, fresh=fresh, memory=memory, seed=task.seed)
     model = start_model(recipe, start).to(device)
     losses: tuple[float, ...] = ()
     grown = champion is not None and len(task.spec.classes) > len(champion.spec.classes)
@@ -187,20 +191,14 @@ def _of_memory(task: Task) -> tuple[Pixels, Tensor]:
     return memory.images, memory.labels
 
 
-def _with_weights(task: Task, kept: Tensors) -> Classifier:
-    """The start, as it was prepared, with what may not move frozen."""
-    model = task.fresh().to(task.compute.device)
-    model.load_state_dict({n.removeprefix(MODEL): v for n, v in kept.items() if n.startswith(MODEL)})
-    if task.recipe.layers == "head":
-        model.body.requires_grad_(False)
-    elif task.recipe.layers != "all":
-        stage = stages(model)[-1] if task.recipe.layers == "last" else task.recipe.layers
-        trainable_from(model, stage)
-    return model
-
-
 def _take_steps(
-    task: Task, model: Classifier, rows: TrainingRows, strategies: list[Strategy], checkpoints: Stages, watch: Watch
+    task: Task,
+    model: Classifier,
+    rows: TrainingRows,
+    strategies: list[Strategy],
+    checkpoints: Stages,
+    watch: Watch,
+    size_at: Callable[[int], int] | None,
 ) -> Progress:
     recipe = task.recipe
     if recipe.layers == "head":
@@ -219,7 +217,7 @@ def _take_steps(
             validation=(rows.validation_images, rows.validation_labels) if recipe.validation_fraction else None,
             checkpoints=checkpoints,
             pieces=task.pieces,
-            size_at=_growing_size(task),
+            size_at=size_at,
             watch=_also(watch, advance),
         )
 

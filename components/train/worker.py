@@ -17,7 +17,7 @@ from components.core.runs import open_run
 from components.train.compute import choose_compute
 from components.train.distributed import process_group
 from components.train.interruption import Interruption
-from components.train.job import train_rung
+from components.train.rung import train_rung
 
 
 def main(arguments: list[str]) -> None:

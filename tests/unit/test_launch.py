@@ -15,8 +15,8 @@ from components.core.errors import ConfigurationError, RunFailed
 from components.core.storage import DirectoryStore
 from components.train.checkpoint import Checkpoints, Ending, Progress, Snapshot
 from components.train.interruption import Interruption, Preempted
-from components.train.job import check_budget
 from components.train.launch import Call, launch, pieces_needed, run_processes
+from components.train.rung import check_budget
 
 CALL = Call(config_path="retrain.yaml", run_id="run-1", window="w", rung=1)
 

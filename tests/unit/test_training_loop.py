@@ -17,7 +17,8 @@ from components.core.recipes import Augmentation, LoopConfig
 from components.train.checkpoint import Progress, Snapshot
 from components.train.compute import Compute
 from components.train.interruption import Preempted
-from components.train.loop import MOMENTUM, Watch, accuracy, fit, rate
+from components.train.loop import Watch, accuracy, fit, rate
+from components.train.state import MOMENTUM
 from components.train.strategy import Batch, Strategy
 
 pytestmark = pytest.mark.usefixtures("one_thread")
