@@ -58,7 +58,9 @@ def ingest(source: Source, config: ConfigPath = DEFAULT_CONFIG, as_json: AsJson 
 def run(
     source: Source,
     config: ConfigPath = DEFAULT_CONFIG,
-    strategy: Annotated[str, typer.Option(help="auto, head-only, fine-tune or retrain.")] = "auto",
+    strategy: Annotated[
+        str, typer.Option(help="auto, or the name of one: fine-tune, distil, retrain, ... (see `retrain config`).")
+    ] = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Run the whole pipeline on this machine: the same compiled YAML that a cluster gets."""

@@ -58,7 +58,7 @@ def check_inputs(config: Config, source: str, strategy: str) -> None:
         lineage = registry.lineage(champion.version)
         for window in lineage.windows:
             Window.open(store, config.dataset, window)
-    if config.training.architecture != "small-cnn":
+    if config.training.architecture != "small-cnn" or config.training.stages:
         from components.core.models import check_architecture
 
         check_architecture(config.training)

@@ -269,6 +269,12 @@ class TrainingConfig(Section):
         ours: dict[str, object] = {name: recipe.model_dump() for name, recipe in RECIPES.items()}
         return {**ours, **{name: _merge(ours.get(name, {}), changes) for name, changes in given.items()}}
 
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """Stages of the architecture that strategies name to train from."""
+        named = (recipe.layers for recipe in self.strategies.values())
+        return tuple(dict.fromkeys(layers for layers in named if layers not in ("all", "head", "last")))
+
     @model_validator(mode="after")
     def _several_nodes_are_a_trainjob(self) -> TrainingConfig:
         if self.nodes > 1 and self.launcher != "trainjob":
@@ -423,8 +429,9 @@ def parse_config(raw: object, *, origin: str) -> Config:
 
 def _explain(problem: Any) -> str:
     place = ".".join(str(part) for part in problem["loc"])
-    if problem["type"] == "value_error" and not problem["loc"]:
-        return str(problem["ctx"]["error"])  # of the whole file, which would be long to repeat
+    if problem["type"] == "value_error" and isinstance(problem["input"], dict | Section):
+        # Of a whole section, which would be long to repeat.
+        return f"{place}: {problem['ctx']['error']}" if place else str(problem["ctx"]["error"])
     if problem["type"] != "extra_forbidden":
         return f"{place or 'file'}: {problem['msg']} (got {problem['input']!r})"
     *parents, key = [str(part) for part in problem["loc"]]

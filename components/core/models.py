@@ -190,8 +190,8 @@ def check_architecture(config: TrainingConfig) -> None:
     """Find out early, and without memory for weights, whether the configured network can be built and trained.
 
     Raises:
-        ConfigurationError: There is no such architecture, it does not take this size of image, or torchvision has no
-            weights of that name for it.
+        ConfigurationError: There is no such architecture, it does not take this size of image, it has no stage that a
+            strategy names, or torchvision has no weights of that name for it.
     """
     grey = (0.5,) * config.channels
     spec = ModelSpec(
@@ -203,6 +203,10 @@ def check_architecture(config: TrainingConfig) -> None:
         std=grey,
     )
     check_image_size(spec)
+    with without_weights():
+        model = _assemble(spec)
+    for stage in config.stages:
+        trainable_from(model, stage)
     if config.pretrained is not None and not _is_key(config.pretrained):
         weights_named(spec.architecture, config.pretrained)
 

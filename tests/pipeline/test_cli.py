@@ -115,6 +115,12 @@ def test_unknown_architecture_is_refused_before_anything_is_written(house: Path)
     assert "resnet1800" in refuse(house, "run", house / "first", "--config", config)
 
 
+def test_unknown_stage_is_refused_before_anything_is_written(house: Path):
+    changes = {"strategies": {"mine": {"epochs": 1, "learning_rate": 0.1, "layers": "layer9"}}}
+    config = write_config(house, {"training": changes})
+    assert "'layer9' to train from" in refuse(house, "run", house / "first", "--config", config)
+
+
 def test_other_data_set_than_the_champions_is_refused(house: Path):
     config = house / "other.yaml"
     config.write_text((house / "retrain.yaml").read_text() + "dataset: other\n")

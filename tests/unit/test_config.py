@@ -266,3 +266,8 @@ def test_what_would_go_wrong_later_is_refused_at_once(tmp_path: Path, text: str,
     path.write_text(text)
     with pytest.raises(ConfigurationError, match=said):
         load_config(path)
+
+
+def test_a_recipe_that_does_not_fit_together_is_named_and_not_repeated() -> None:
+    found = refusal("store: {uri: a}\ntraining: {strategies: {distil: {start: fresh}}}")
+    assert found.endswith("training.strategies.distil: lwf needs the champion's weights: start cannot be fresh")
