@@ -115,7 +115,7 @@ class NoCheckpoints:
 
 
 class Checkpoints:
-    """The checkpoints of one training. One writer at a time is expected; two do no harm but cost work."""
+    """The checkpoints of one training. One writer at a time is expected: two cost work, and can end each other."""
 
     def __init__(
         self,

@@ -19,7 +19,7 @@ from safetensors.torch import load as load_tensors
 
 from components.core.config import Config
 from components.core.contracts import Decision, Document, Rung
-from components.core.datasets import ImageSet, PixelCache, label_indices, load_images
+from components.core.datasets import ROW_COLUMNS, ImageSet, PixelCache, label_indices, load_images
 from components.core.exemplars import load_exemplars
 from components.core.models import Classifier, ModelSpec, build_classifier, load_classifier, load_pretrained
 from components.core.recipes import Recipe
@@ -39,7 +39,6 @@ HOW_IT_RUNS = {
     *("strategies", "cpu_threads", "checkpoint_seconds", "max_preemptions", "max_errors"),
     *("launcher", "nodes", "trainjob_runtime"),
 }
-COLUMNS = ("sha256", "label", "group", "split", "source")
 
 
 class Outcome(Document):
@@ -122,7 +121,7 @@ class Job:
         split: Split,
         spec: ModelSpec,
         earlier: Sequence[Window] = (),
-        columns: Sequence[str] = COLUMNS,
+        columns: Sequence[str] = ROW_COLUMNS,
     ) -> ImageSet:
         """Labelled rows of windows, as the challenger sees them. See `load_images`."""
         return load_images(windows, split, spec, spec.classes, self.cache, earlier, columns).labelled()
@@ -169,7 +168,7 @@ class Job:
         """Remembered rows as pixels."""
         identities = dict.fromkeys(rows["window"].to_pylist())
         windows = [Window.open(self.record.store, self.config.dataset, identity) for identity in identities]
-        return load_exemplars(rows, windows, spec, spec.classes, self.cache, COLUMNS)
+        return load_exemplars(rows, windows, spec, spec.classes, self.cache)
 
     def fisher(self) -> Tensors | None:
         """The champion's accumulated Fisher information, where its version has it."""

@@ -2,7 +2,7 @@
 
 The first trial is the recipe as it is, so the search can only match or beat it on the validation split. Everything is
 kept in a journal (`trials`), and a trial's draws are a function of the seed and of the trials before it: a search that
-was killed and goes on ends like one that ran through. Not covered: how a trial is trained, and on which rows (`step`).
+was killed and goes on ends like one that ran through. Not covered: how a trial is trained, and on what (`tuning`).
 """
 
 from __future__ import annotations
