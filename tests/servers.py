@@ -458,7 +458,8 @@ class LossyProxy:
                     if far in ready:
                         if not (block := far.recv(65536)):
                             return
-                        if losing and block.startswith(b"HTTP/1.1 100"):  # only asks for the body: nothing is done yet
+                        # These only ask for the body: nothing is done yet. A server may send two, in one block.
+                        while losing and block.startswith(b"HTTP/1.1 100"):
                             interim, end, block = block.partition(b"\r\n\r\n")
                             near.sendall(interim + end)
                         if losing and block:
