@@ -25,7 +25,7 @@ demo: install  ## Six windows of real scans through the whole pipeline, about tw
 	$(BIN)/retrain demo
 
 test: install  ## All tests; what is skipped is named with the command that enables it
-	$(BIN)/pytest
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/pytest --numprocesses logical --maxprocesses 4 --dist worksteal
 
 lint: install  ## Style and types
 	$(BIN)/ruff check .
