@@ -378,7 +378,8 @@ class House:
         self.config.write_text(yaml.safe_dump(configuration(collection)))
         self.runs = 0
         known = [Item(*p) for p in collection.first if p[1] != collection.unseen]
-        from components.core.contracts import Decision, TrainingSummary
+        from components.core.contracts import TrainingSummary
+        from components.core.plans import Decision
         from components.core.runs import open_run
         from components.evaluate.step import run as evaluate
         from components.gate.step import run as gate
@@ -422,7 +423,7 @@ def configuration(collection: Collection) -> dict[str, object]:
             "channels": collection.channels,
             "batch_size": 32,
             "cpu_threads": 1,
-            "retrain": {"epochs": collection.epochs, "learning_rate": 0.004},
+            "strategies": {"retrain": {"epochs": collection.epochs, "learning_rate": 0.004}},
         },
         "gate": {"min_accuracy": 0.7},
     }
@@ -430,7 +431,7 @@ def configuration(collection: Collection) -> dict[str, object]:
 
 @dataclass(frozen=True, kw_only=True)
 class Judged:
-    """What became of one window: the faults that were named and `skip`, `quarantine` or the first strategy."""
+    """What became of one window: the faults that were named and the plan's action."""
 
     scenario: Scenario
     share: float
@@ -439,7 +440,8 @@ class Judged:
 
 
 def judge(house: House, scenario: Scenario, share: float, seed: int) -> Judged:
-    from components.core.contracts import Decision, DriftReport, ValidationReport
+    from components.core.contracts import DriftReport, ValidationReport
+    from components.core.plans import Decision
     from components.core.runs import open_run
 
     run_id, _window = house.judge(deliver(scenario, house.collection, share, seed))
@@ -447,11 +449,10 @@ def judge(house: House, scenario: Scenario, share: float, seed: int) -> Judged:
     decision = record.need("decide", Decision)
     named = [fault.name for fault in record.need("detect_drift", DriftReport).faults]
     named += [f"invalid: {failure.name}" for failure in record.need("validate", ValidationReport).failures]
-    word = decision.rungs[0].strategy if decision.action == "train" else decision.action
-    return Judged(scenario=scenario, share=share, named=tuple(named), decision=word)
+    return Judged(scenario=scenario, share=share, named=tuple(named), decision=decision.action)
 
 
-DECISIONS = ("skip", "quarantine", "fine-tune", "retrain")
+DECISIONS = ("skip", "quarantine", "train")
 
 
 def print_matrix(collection: Collection, judged: list[Judged]) -> None:
@@ -475,12 +476,12 @@ def print_figures(judged: list[Judged]) -> bool:
     """The key figures, and whether they hold."""
     faults = [j for j in judged if j.scenario.kind == "fault"]
     honest = [j for j in judged if j.scenario.kind == "honest"]
-    trained = [j for j in faults if j.decision in ("fine-tune", "retrain")]
+    trained = [j for j in faults if j.decision == "train"]
     silent = [j for j in faults if j.decision == "skip"]
     right = [j for j in faults if set(j.named) & set(j.scenario.named)]
     refused = [j for j in honest if j.decision == "quarantine"]
     blind = [j for j in judged if j.scenario.kind == "blind"]
-    missed = [j for j in blind if j.decision in ("fine-tune", "retrain")]
+    missed = [j for j in blind if j.decision == "train"]
     print(f"\nfaults that look honest, not counted below: {len(missed)} of {len(blind)} windows ended in training")
     print(f"fault windows: {len(faults)}")
     print(f"  a right name among those given:      {len(right) / len(faults):.1%}")

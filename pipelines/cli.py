@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from components.core.errors import RetrainError
+from components.core.errors import ConfigurationError, RetrainError
 
 app = typer.Typer(
     name="retrain",
@@ -23,6 +23,9 @@ ConfigPath = Annotated[Path, typer.Option("--config", "-c", help="The configurat
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object a line on standard output.")]
 Source = Annotated[
     str, typer.Argument(help="Folder, s3:// prefix, .csv, .parquet or .tar of labelled images; or the id of a window.")
+]
+StrategyOption = Annotated[
+    str, typer.Option(help="auto, or the name of one: fine-tune, distil, retrain, ... (see `retrain config`).")
 ]
 DEFAULT_CONFIG = Path("retrain.yaml")
 
@@ -55,27 +58,91 @@ def ingest(source: Source, config: ConfigPath = DEFAULT_CONFIG, as_json: AsJson 
 
 
 @app.command()
+def plan(
+    source: Source, config: ConfigPath = DEFAULT_CONFIG, strategy: StrategyOption = "auto", as_json: AsJson = False
+) -> None:
+    """Say what a run would do with a delivery and why, what that brings and costs, and what would change it."""
+    from components.core import logs
+    from components.core.config import load_config
+    from pipelines.planning import make_plan, print_plan
+
+    logs.configure()
+    made = make_plan(config, source, strategy)
+    if as_json:
+        typer.echo(json.dumps({"digest": made.digest, **made.model_dump(mode="json")}, ensure_ascii=False))
+    else:
+        print_plan(made, load_config(config).decision.currency)
+
+
+@app.command()
 def run(
-    source: Source,
+    source: Annotated[str, typer.Argument(help="As of `retrain plan`; not with --plan.")] = "",
     config: ConfigPath = DEFAULT_CONFIG,
-    strategy: Annotated[
-        str, typer.Option(help="auto, or the name of one: fine-tune, distil, retrain, ... (see `retrain config`).")
-    ] = "auto",
+    strategy: StrategyOption = "auto",
+    plan: Annotated[str | None, typer.Option(help="Carry out a plan: its digest, or the start of it.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Run the whole pipeline on this machine: the same compiled YAML that a cluster gets."""
     from pipelines.local import run_pipeline, say_on_stderr
 
+    if bool(source) == bool(plan):
+        raise ConfigurationError(
+            "a source and a plan" if source else "neither a source nor a plan",
+            expected="one of them",
+            next_command="retrain run FOLDER, or retrain run --plan DIGEST",
+        )
+    if plan:
+        from pipelines.planning import planned_source
+
+        source, strategy = planned_source(config, plan)
     report = run_pipeline(config, source, strategy, say_on_stderr)
     _show(report.model_dump(mode="json"), report.sentence, as_json)
 
 
 @app.command()
 def status(config: ConfigPath = DEFAULT_CONFIG, as_json: AsJson = False) -> None:
-    """Show the champion, the ledger, the runs and what is in quarantine."""
+    """Show the champion, the ledger, the runs, which of them wait for approval, and what is in quarantine."""
     from pipelines.status import print_status
 
     print_status(config, as_json=as_json)
+
+
+@app.command()
+def explain(
+    run: Annotated[str, typer.Argument(help="A run of `retrain status`; the start of its id is enough.")],
+    config: ConfigPath = DEFAULT_CONFIG,
+    as_json: AsJson = False,
+) -> None:
+    """Say why a run did what it did, what was expected and what came of it, and what would have changed it."""
+    from pipelines.planning import explain_run
+
+    explain_run(config, run, as_json=as_json)
+
+
+@app.command()
+def backtest(
+    config: ConfigPath = DEFAULT_CONFIG,
+    policy: Annotated[
+        Path | None, typer.Option(help="A configuration file whose decision and strategies are tried; else each run's.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Replay the plans of all runs under another policy: hours saved, regressions missed."""
+    from pipelines.planning import backtest as replay_runs
+
+    replay_runs(config, policy, as_json=as_json)
+
+
+@app.command()
+def approve(
+    run: Annotated[str, typer.Argument(help="A run that waits; the start of its id is enough.")],
+    reason: Annotated[str, typer.Option(help="Why it may be promoted; goes into the ledger with your name.")],
+    config: ConfigPath = DEFAULT_CONFIG,
+) -> None:
+    """Promote the challenger of a run that waits (decision.mode: manual)."""
+    from pipelines.status import approve as approve_waiting
+
+    typer.echo(approve_waiting(config, run, reason))
 
 
 @app.command()

@@ -58,7 +58,8 @@ def retrain(
         source: s3:// prefix of class folders, WebDataset tars or Parquet files, or one .csv, .parquet or .tar there
             (the store's credentials must be able to read it); or the id of a window in the store.
         config: Path of the configuration file, as the pods see it.
-        strategy: auto lets the policy decide; a name forces one: fine-tune, distil, retrain, ... (see retrain config).
+        strategy: auto lets the policy decide; a name forces one: fine-tune, distil, retrain, ... (see retrain config);
+            plan:DIGEST carries out a plan of retrain plan.
         gpu_type: Resource name of the GPU for training, such as nvidia.com/gpu; empty trains on the CPU.
         gpu_count: How many GPUs the training pod gets; it uses all of them.
     """

@@ -1,4 +1,4 @@
-"""What the store says: champion, ledger, runs, quarantine; the page over all runs; integrity."""
+"""What the store says: champion, ledger, runs, what waits, quarantine; the page over all runs; integrity."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import json
 import logging
 import os
 from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from rich import box
@@ -15,15 +17,31 @@ from rich.markup import escape
 from rich.table import Table
 
 from components.core.config import Config, load_config
-from components.core.contracts import Outcome, RunReport
+from components.core.contracts import LedgerRecord, Outcome, RunReport
 from components.core.errors import ConfigurationError, IntegrityError
 from components.core.registry import Registry
 from components.core.runs import Run, list_runs
 from components.core.storage import ObjectStore, open_store
 from components.core.windows import Window
+from components.promote.approval import approve_run, passed_verdict
 from components.promote.release import quarantined, release_window
+from components.report.step import tell
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WaitingRun:
+    """A challenger that the gate passed against `champion` and nobody has approved. `overtaken`: another version has
+    become champion since. `command` is what to do: approve it, or run its window again."""
+
+    run_id: str
+    source: str
+    window: str | None
+    challenger: str
+    champion: str | None
+    overtaken: bool
+    command: str
 
 
 def print_status(config_path: Path, *, as_json: bool) -> None:
@@ -35,7 +53,7 @@ def print_status(config_path: Path, *, as_json: bool) -> None:
     reports = [report for _, report in told if report]
     ended = {report.source for report in reports}
     unfinished = [run.run_id for run, report in told if report is None and run.parameters.source not in ended]
-    waiting = quarantined(store, config.dataset)
+    waiting, locked_up = waiting_runs(told, records), quarantined(store, config.dataset)
     if as_json:
         state = {
             "model": config.model,
@@ -43,9 +61,10 @@ def print_status(config_path: Path, *, as_json: bool) -> None:
             "ledger": [record.model_dump(mode="json") for record in records],
             "runs": [report.model_dump(mode="json") for report in reports],
             "unfinished": unfinished,
+            "waiting": [asdict(run) for run in waiting],
             "quarantine": [
                 {"window": window, "rule": decision.rule, "reasons": decision.reasons}
-                for window, decision in waiting.items()
+                for window, decision in locked_up.items()
             ],
         }
         print(json.dumps(state, ensure_ascii=False))  # noqa: T201
@@ -57,13 +76,52 @@ def print_status(config_path: Path, *, as_json: bool) -> None:
     kinds = Counter(record.kind for record in records)
     console.print(f"\nledger: {', '.join(f'{n} {kind}' for kind, n in kinds.items()) or 'empty'}")
     console.print(f"unfinished: {', '.join(unfinished) or 'none'} (running, or cut off: running again is safe)")
-    console.print(f"quarantine: {len(waiting) or 'empty'}")
-    for window, decision in waiting.items():
+    console.print(f"waiting for approval: {len(waiting) or 'none'}")
+    for one in waiting:
+        but = " (overtaken by another champion)" if one.overtaken else ""
+        console.print(f"\n  [bold]{escape(one.source)}[/bold]: challenger {one.challenger[:12]}{but}", highlight=False)
+        console.print(f"    {one.command}", highlight=False, markup=False, soft_wrap=True)
+    console.print(f"quarantine: {len(locked_up) or 'empty'}")
+    for window, decision in locked_up.items():
         console.print(
             f"\n  [bold]{window}[/bold] ({decision.rule})\n    {escape(decision.reasons[0])}", highlight=False
         )
-    if waiting:
+    if locked_up:
         console.print("\n[dim]retrain release WINDOW --reason TEXT lets one pass, on record.[/dim]")
+
+
+def waiting_runs(told: Sequence[tuple[Run, RunReport | None]], ledger: Sequence[LedgerRecord]) -> list[WaitingRun]:
+    """The runs that wait for approval, oldest first.
+
+    One that was overtaken by another champion is told as long as no later run of its window has ended.
+
+    Args:
+        told: Runs with their reports, oldest first.
+        ledger: The model's, oldest first.
+    """
+    promotions = [record for record in ledger if record.makes_champion]
+    champion = promotions[-1].version if promotions else None
+    begun = {record.run_id for record in promotions}  # an approval that was cut off: approving again finishes it
+    ended = [(run, report) for run, report in told if report and report.outcome != "failed"]
+    newest = {report.window: run.run_id for run, report in ended}
+    found: list[WaitingRun] = []
+    for run, report in ended:
+        overtaken = report.champion_before != champion and run.run_id not in begun
+        if report.outcome == "waiting" and (not overtaken or newest[report.window] == run.run_id):
+            found.append(_waiting_run(run, report, overtaken))
+    return found
+
+
+def _waiting_run(run: Run, report: RunReport, overtaken: bool) -> WaitingRun:
+    return WaitingRun(
+        run_id=run.run_id,
+        source=report.source_name,
+        window=report.window,
+        challenger=passed_verdict(run).challenger,
+        champion=report.champion_before,
+        overtaken=overtaken,
+        command=f"retrain run {report.window}" if overtaken else f"retrain approve {run.run_id} --reason TEXT",
+    )
 
 
 def print_runs(console: Console, reports: list[RunReport]) -> None:
@@ -87,7 +145,7 @@ def print_runs(console: Console, reports: list[RunReport]) -> None:
             r.drift or "–",
             r.strategy or r.action or "–",
             str(r.attempts or "–"),
-            r.outcome if r.outcome in ("failed", "held") else r.verdict or "–",
+            r.outcome if r.outcome in ("failed", "held", "waiting") else r.verdict or "–",
             _accuracies(r.accuracy.champion_old, r.accuracy.challenger_old, r.reference_accuracy),
             _accuracies(r.accuracy.champion_new, r.accuracy.challenger_new, r.window_accuracy),
             f"{r.seconds:.0f}",
@@ -114,8 +172,26 @@ def read_report(run: Run) -> RunReport | None:
 
 
 def model_runs(store: ObjectStore, config: Config) -> list[Run]:
-    """Runs of the configured model, oldest first."""
-    return [run for run in list_runs(store) if run.parameters.model == config.model]
+    """Runs of the configured model, oldest first; not those that only made a plan."""
+    runs = [(run, run.parameters) for run in list_runs(store)]
+    return [run for run, asked in runs if asked.model == config.model and not asked.planning]
+
+
+def find_run(store: ObjectStore, config: Config, name: str) -> Run:
+    """The run of the configured model whose id starts like that; a run that only made a plan too.
+
+    Raises:
+        ConfigurationError: There is not exactly one.
+    """
+    matches = [run for run in list_runs(store) if name and run.run_id.startswith(name)]
+    matches = [run for run in matches if run.parameters.model == config.model]
+    if len(matches) != 1:
+        raise ConfigurationError(
+            f"{len(matches)} runs that start with {name!r}",
+            expected="the id of one run",
+            next_command="retrain status --json lists them",
+        )
+    return matches[0]
 
 
 def release(config_path: Path, window: str, reason: str) -> str:
@@ -128,14 +204,32 @@ def release(config_path: Path, window: str, reason: str) -> str:
         raise ConfigurationError("an empty reason", expected="why it may pass", next_command="--reason 'new camera'")
     config, store = _open(config_path)
     store.check_reachable(write=True)
-    try:
-        actor = getpass.getuser()
-    except (KeyError, OSError):  # a pod's user id has no name
-        actor = f"user {os.getuid()}"
+    actor = _user()
     record = release_window(store, config.model, config.dataset, window, actor=actor, reason=reason.strip())
     return (
         f"window {record.window} released by {actor} (ledger record {record.number}); next: retrain run {record.window}"
     )
+
+
+def approve(config_path: Path, run_name: str, reason: str) -> str:
+    """Promote what a run left waiting, in the name of the user of this machine, and tell the run anew.
+
+    Its row and its metrics say `promoted` from then on; its own page stays as the run left it.
+
+    Raises:
+        ConfigurationError: There is not exactly one such run, the reason is empty; see `approve_run` for the others.
+        IntegrityError: The challenger's files are not what was written.
+    """
+    if not reason.strip():
+        raise ConfigurationError(
+            "an empty reason", expected="why it may be promoted", next_command="--reason 'looked at its mistakes'"
+        )
+    config, store = _open(config_path)
+    store.check_reachable(write=True)
+    run = find_run(store, config, run_name)
+    record = approve_run(store, config.model, run.run_id, actor=_user(), reason=reason.strip())
+    tell(run)
+    return f"version {record.version} promoted by {record.actor} (ledger record {record.number})"
 
 
 def write_report(config_path: Path, output: Path) -> int:
@@ -186,6 +280,13 @@ def _open(config_path: Path) -> tuple[Config, ObjectStore]:
     store = open_store(config.store)
     store.check_reachable(write=False)
     return config, store
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a pod's user id has no name
+        return f"user {os.getuid()}"
 
 
 def _accuracies(champion: float | None, challenger: float | None, drift: float | None) -> str:

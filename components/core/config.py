@@ -18,6 +18,7 @@ from components.core.errors import ConfigurationError
 from components.core.recipes import RECIPES, Recipe, StrategyName
 from components.core.sections import Fraction, Name, Section
 
+PLAN = "plan:"
 MAX_RUNGS = 3  # how many attempts the compiled graph has room for
 ExpectationName = Literal[
     "schema",
@@ -191,22 +192,36 @@ class DriftConfig(Section):
 class DecisionConfig(Section):
     """Skip, quarantine, fine-tune or retrain."""
 
-    ladder: Annotated[tuple[StrategyName, ...], Field(min_length=1, max_length=MAX_RUNGS)] = ("fine-tune", "retrain")
+    ladder: Annotated[tuple[StrategyName, ...], Field(min_length=1, max_length=MAX_RUNGS)] = ("rehearsal", "retrain")
     """Strategies in the order they are tried; the gate climbs when a rung does not pass."""
 
-    @field_validator("ladder")
+    @field_validator("ladder", "candidates")
     @classmethod
     def _each_rung_once(cls, ladder: tuple[StrategyName, ...]) -> tuple[StrategyName, ...]:
         if len(set(ladder)) < len(ladder):
             raise ValueError("each strategy once")
         return ladder
 
-    fine_tune_at_drop: Fraction = 0.03
-    """Accuracy drop on the new window from which training starts."""
-    retrain_at_drop: Fraction = 0.5
-    """Accuracy drop from which the cheaper rungs are not even tried. 1.0: always try the cheap rungs first."""
-    retrain_at_volume: Annotated[float, Field(gt=0)] = 4.0
-    """New images per old image from which a full retrain is the first choice."""
+    candidates: tuple[StrategyName, ...] = ("rehearsal", "warm-retrain", "retrain")
+    """Strategies that are weighed for the first attempt; the ladder goes on from there."""
+    mode: Literal["managed", "manual"] = "managed"
+    """managed: what the gate passes is promoted. manual: it waits for `retrain approve RUN`."""
+    train_at_drop: Fraction = 0.03
+    """Accuracy drop on the new window from which training is weighed at all; chance must not explain it."""
+    train_at_volume: Annotated[float, Field(gt=0)] = 1.0
+    """New images per old image from which training is weighed even without a drop."""
+    retrain_worth: Annotated[float, Field(ge=0)] = 0.5
+    """Points of accuracy that a full retrain must bring to be worth its compute; half the compute, half the points."""
+    max_seconds: Annotated[float, Field(gt=0)] | None = None
+    """Longest training that a plan may contain; None: no limit."""
+    max_money: Annotated[float, Field(ge=0)] | None = None
+    """Most that a training of a plan may cost, by `prices`; None: no limit."""
+    prices: dict[str, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)
+    """Price of an hour of one GPU, by the model that trainings report (`NVIDIA H100 80GB HBM3`), or of the `CPU`."""
+    currency: str = "EUR"
+    """Of `prices`; only printed."""
+    history_runs: Annotated[int, Field(ge=0)] = 20
+    """Runs back that gains and costs are learnt from; 0: none."""
     min_new_class_images: Annotated[int, Field(ge=2)] = 20
     """Images a class that the champion does not know needs before the head grows."""
 
@@ -342,29 +357,36 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _ladder_of_known_strategies(self) -> Config:
-        for name in self.decision.ladder:
-            if name not in self.training.strategies:
-                raise ValueError(
-                    f"decision.ladder names {name!r}, expected one of {', '.join(self.training.strategies)}"
-                )
+        for key in ("ladder", "candidates"):
+            for name in getattr(self.decision, key):
+                if name not in self.training.strategies:
+                    known = ", ".join(self.training.strategies)
+                    raise ValueError(f"decision.{key} names {name!r}, expected one of {known}")
         if self.training.strategies["retrain"].start != "fresh":
             raise ValueError("training.strategies.retrain must start fresh: it makes the first champion")
         return self
 
 
+def planned(strategy: str) -> str | None:
+    """The digest of the plan that is to be carried out, where `plan:DIGEST` was asked for."""
+    return strategy.removeprefix(PLAN) if strategy.startswith(PLAN) else None
+
+
 def check_strategy(strategy: str, config: Config) -> StrategyName | None:
-    """The strategy a person forced, or None for `auto`: the policy's choice.
+    """The strategy a person forced, or None for `auto` (the policy's choice) and for a plan, `plan:DIGEST`.
 
     Raises:
         ConfigurationError: There is no such strategy; the message names the nearest.
     """
     names = config.training.strategies
-    if strategy == "auto" or strategy in names:
-        return None if strategy == "auto" else strategy
+    if strategy == "auto" or planned(strategy):
+        return None
+    if strategy in names:
+        return strategy
     near = difflib.get_close_matches(strategy, names, n=1)
     raise ConfigurationError(
         f"strategy {strategy!r}" + (f", did you mean '{near[0]}'?" if near else ""),
-        expected=f"one of auto, {', '.join(names)}",
+        expected=f"one of auto, {', '.join(names)}; or plan:DIGEST",
         next_command="retrain run FOLDER --strategy auto",
     )
 

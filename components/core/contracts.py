@@ -17,7 +17,6 @@ from pydantic import BaseModel, ConfigDict
 from components.core.recipes import Recipe, StrategyName
 
 EffectUnit = Literal["kernel distance", "standard deviations", "share of images", "share among the furthest 5 %"]
-Action = Literal["train", "skip", "quarantine"]
 VerdictWord = Literal["promote", "escalate", "reject", "hold"]
 
 
@@ -279,41 +278,6 @@ class DriftReport(StepDocument):
         return f" {word}: {self.recent_changes} of the last windows drifted, {self.alarm_windows} are needed."
 
 
-class Rung(Document):
-    """One training attempt of a plan: the strategy, its hyperparameters, and what it will cost."""
-
-    strategy: StrategyName
-    hyperparameters: Recipe
-    training_rows: int
-    estimated_seconds: float | None
-
-
-class Decision(StepDocument):
-    """A plan: what to do, why, and the ladder of attempts in the order they are tried.
-
-    `rule` names the policy's rule that fired; `reasons` are its sentences, the decisive one first. `classes` are those
-    the challenger will know: the champion's in their order, then the new ones. `old_windows` are the champion's but
-    the current one: what is replayed, and what the old holdout is.
-    """
-
-    action: Action
-    rule: str
-    reasons: tuple[str, ...]
-    rungs: tuple[Rung, ...] = ()
-    classes: tuple[str, ...] = ()
-    champion: str | None = None
-    old_windows: tuple[str, ...] = ()
-
-    @property
-    def word(self) -> str:
-        return self.action
-
-    @property
-    def sentence(self) -> str:
-        plan = " then ".join(rung.strategy for rung in self.rungs)
-        return f"{self.action}{f' ({plan})' if plan else ''}: {' '.join(self.reasons)}"
-
-
 class Lineage(Document):
     """`lineage.json` of a version: where it comes from. `windows` are all it was trained on, oldest first."""
 
@@ -329,7 +293,8 @@ class TrainingSummary(StepDocument):
     """What a rung's training did, over all its attempts.
 
     `losses`: mean training loss of each epoch, nats; `accuracies`: those on rows set aside, where some were.
-    `images_per_second` counts every pass. `attempts` is one more than the times it was cut off, and `lost_seconds` what
+    `images_per_second` counts every pass. `device` tells people where it ran; `processor` is the model of the GPU, or
+    'CPU', and `gpus` how many. `attempts` is one more than the times it was cut off, and `lost_seconds` what
     had to be done again after that.
     """
 
@@ -343,6 +308,8 @@ class TrainingSummary(StepDocument):
     seconds: float
     images_per_second: float
     device: str
+    processor: str = ""
+    gpus: int = 0
     attempts: int = 1
     lost_seconds: float = 0.0
 
@@ -435,6 +402,28 @@ class Evaluation(StepDocument):
             champion_new=self.new.paired.champion_accuracy,
             challenger_new=new,
         )
+
+    @property
+    def old_gain(self) -> float | None:
+        """What the challenger is better by on the old holdout, in [-1, 1]; None where there is none."""
+        scores = self.accuracies
+        if scores.challenger_old is None or scores.champion_old is None:
+            return None
+        return scores.challenger_old - scores.champion_old
+
+    @property
+    def new_gain(self) -> float | None:
+        """The same on the new holdout, over all its rows: of a class that it does not know, the champion knows none."""
+        if self.champion is None or not self.new.rows:
+            return None
+        paired = self.new.paired
+        return (self.new.correct - paired.both_right - paired.only_champion_right) / self.new.rows
+
+    @property
+    def mean_gain(self) -> float | None:
+        """The mean of both; of the new holdout alone where there is no old one."""
+        gains = [gain for gain in (self.old_gain, self.new_gain) if gain is not None]
+        return sum(gains) / len(gains) if gains else None
 
     @property
     def figures(self) -> dict[str, float]:
@@ -536,13 +525,14 @@ class Champion(Document):
 
 
 class Outcome(StepDocument):
-    """How a run ended: `promoted`, `skipped`, `quarantined`, `rejected` or `held`, and the champion afterwards.
+    """How a run ended: `promoted`, `waiting`, `skipped`, `quarantined`, `rejected` or `held`, and the champion
+    afterwards. What waits becomes `promoted` once a person approves it.
 
     `ledger_number` and `ledger_digest` (SHA-256 of the record's bytes) bear witness to the run's ledger record: the
     newest record has no follower that names it.
     """
 
-    outcome: Literal["promoted", "skipped", "quarantined", "rejected", "held"]
+    outcome: Literal["promoted", "waiting", "skipped", "quarantined", "rejected", "held"]
     champion_before: str | None
     champion_after: str | None
     ledger_number: int | None
@@ -576,13 +566,14 @@ class Failure(StepDocument):
 
 
 class RunParameters(Document):
-    """What was asked of a run."""
+    """What was asked of a run; `planning` where it ends with the plan."""
 
     run_id: str
     model: str
     dataset: str
     source: str
     strategy: str
+    planning: bool = False
 
 
 class RunReport(StepDocument):

@@ -16,10 +16,9 @@ import torch
 from components.core.datasets import ROW_COLUMNS, ImageSet, PixelCache, load_images
 from components.core.errors import IntegrityError
 from components.core.models import ModelSpec
-from components.core.registry import Registry
+from components.core.registry import EXEMPLARS, Registry
 from components.core.windows import Window, from_parquet, to_parquet
 
-EXEMPLARS = "exemplars.parquet"
 SCHEMA = pa.schema(
     [
         ("window", pa.string()),  # where the image is; no two rows are of one image

@@ -196,6 +196,7 @@ RECIPES: Mapping[str, Recipe] = {
     "partial": Recipe(layers="last", batch_norm="keep", epochs=10, learning_rate=5e-4),
     "fine-tune": Recipe(epochs=10, learning_rate=5e-4),
     "distil": Recipe(epochs=10, learning_rate=5e-4, lwf=1.0),
+    "rehearsal": Recipe(replay_fraction=0.5, epochs=10, learning_rate=3e-3),
     "wise-ft": Recipe(epochs=10, learning_rate=5e-4, keep_champion=0.5),
     "l2-sp": Recipe(rows="new", epochs=10, learning_rate=5e-4, l2_sp=0.1),
     "ewc": Recipe(rows="new", epochs=10, learning_rate=5e-4, ewc=1e4),

@@ -17,6 +17,9 @@ from components.core.contracts import Champion, LedgerKind, LedgerRecord, Lineag
 from components.core.errors import IntegrityError
 from components.core.storage import KeyMissing, ObjectStore, sha256_hex, to_json
 
+# Files of a version that updates of it may use; not every version has them.
+EXEMPLARS, FISHER = "exemplars.parquet", "fisher.safetensors"
+
 
 class LostRace(Exception):
     """Somebody else changed the champion first: the challenger was judged against one that no longer is."""

@@ -1,69 +1,46 @@
-"""The policy: named rules over the evidence, in order; the first that applies decides. Values in, values out."""
+"""The policy: named rules over the evidence, in order; the first that applies decides what may be done. Among what may
+be done, the utility chooses: expected accuracy less the price of the compute. Values in, values out.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from components.core.config import DecisionConfig
-from components.core.contracts import Action, Decision, DriftReport, Rung, ValidationReport
-from components.core.recipes import Recipe, StrategyName
-
-
-@dataclass(frozen=True, kw_only=True)
-class Evidence:
-    """All that the policy looks at. Rows are training rows, `held_out` the window's others; `old_windows` are the
-    champion's but the current one; `released`: who let this window out of quarantine and why, if anybody did;
-    `images_per_second` by strategy, over all passes, where a run has measured it."""
-
-    validation: ValidationReport
-    drift: DriftReport
-    champion: str | None
-    champion_classes: tuple[str, ...]
-    old_windows: tuple[str, ...]
-    already_trained: bool
-    released: str | None
-    window_classes: Mapping[str, int]
-    old_rows: int
-    new_rows: int
-    held_out: int
-    forced: StrategyName | None
-    images_per_second: Mapping[StrategyName, float]
+from components.core.config import MAX_RUNGS, DecisionConfig
+from components.core.plans import Action, Decision, Evidence, Forecast, Rung
+from components.core.recipes import StrategyName
+from components.decide.situation import learnable_classes
+from components.decide.turning import turning_points
+from components.decide.utility import SKIP, Policy, chance_to_be_best, forecast, relative_work, training_rows, utility
 
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """What a rule says: the action, the first rung of the ladder (None: all of it), and its sentence."""
+    """What a rule says: the action, and its sentence; to train also what may be the first attempt (None: weigh the
+    candidates), and whether skipping is weighed too."""
 
     action: Action
     sentence: str
     first: StrategyName | None = None
+    may_skip: bool = False
 
 
 Rule = Callable[[Evidence, DecisionConfig], Choice | None]
 
 
-def already_trained(evidence: Evidence, config: DecisionConfig) -> Choice | None:
-    """The champion knows this window: a run that was cut off after its promotion, or a repeated event."""
-    if not evidence.already_trained:
-        return None
-    return Choice(action="skip", sentence="The champion was trained on this window already.")
-
-
 def invalid_window(evidence: Evidence, config: DecisionConfig) -> Choice | None:
     """Nothing is learnt from a window that fails validation, unless a person has released it."""
-    failures = evidence.validation.failures
-    if not failures or evidence.released:
+    if not evidence.invalid or evidence.released:
         return None
-    sentences = [e.sentence for e in failures] + [f.sentence for f in evidence.drift.faults]
-    return Choice(action="quarantine", sentence=" ".join(sentences))
+    return Choice(action="quarantine", sentence=" ".join([*evidence.invalid, *evidence.faults]))
 
 
 def broken_data(evidence: Evidence, config: DecisionConfig) -> Choice | None:
     """Triage found a fault, which retraining would teach to the model; a person may release the window."""
-    if not evidence.drift.faults or evidence.released:
+    if not evidence.faults or evidence.released:
         return None
-    return Choice(action="quarantine", sentence=" ".join(fault.sentence for fault in evidence.drift.faults))
+    return Choice(action="quarantine", sentence=" ".join(evidence.faults))
 
 
 def nothing_to_learn(evidence: Evidence, config: DecisionConfig) -> Choice | None:
@@ -90,6 +67,13 @@ def forced_strategy(evidence: Evidence, config: DecisionConfig) -> Choice | None
     return Choice(action="train", first=evidence.forced, sentence=f"Asked for: {evidence.forced}.")
 
 
+def already_trained(evidence: Evidence, config: DecisionConfig) -> Choice | None:
+    """The champion knows this window: a run that was cut off after its promotion, or a repeated event."""
+    if not evidence.already_trained:
+        return None
+    return Choice(action="skip", sentence="The champion was trained on this window already.")
+
+
 def new_classes(evidence: Evidence, config: DecisionConfig) -> Choice | None:
     """Enough images of classes that the champion cannot answer."""
     found = learnable_classes(evidence, config)
@@ -99,60 +83,58 @@ def new_classes(evidence: Evidence, config: DecisionConfig) -> Choice | None:
     return Choice(action="train", sentence=f"The champion does not know {names}: grow its head.")
 
 
-def large_drop(evidence: Evidence, config: DecisionConfig) -> Choice | None:
-    """So much accuracy is gone that the cheap rungs are not worth trying."""
-    drop, interval = evidence.drift.accuracy_drop, evidence.drift.accuracy_drop_interval
-    if drop is None or interval is None or drop < config.retrain_at_drop or interval.lower <= 0:
-        return None
-    return Choice(
-        action="train",
-        first="retrain",
-        sentence=(
-            f"The champion lost {_points(drop)} points of accuracy, at least {_points(config.retrain_at_drop)}: "
-            "start afresh."
-        ),
-    )
-
-
-def much_new_data(evidence: Evidence, config: DecisionConfig) -> Choice | None:
-    """So many more images that a fresh model is worth its price even without a drop."""
-    ratio = evidence.new_rows / max(1, evidence.old_rows)
-    if ratio < config.retrain_at_volume:
-        return None
-    return Choice(
-        action="train",
-        first="retrain",
-        sentence=f"{ratio:.1f} new images for each old one, at least {config.retrain_at_volume:g}: start afresh.",
-    )
-
-
 def measurable_drop(evidence: Evidence, config: DecisionConfig) -> Choice | None:
     """The champion does worse here than on its reference, by more than chance explains."""
-    drop, interval = evidence.drift.accuracy_drop, evidence.drift.accuracy_drop_interval
-    if drop is None or interval is None or drop < config.fine_tune_at_drop or interval.lower <= 0:
+    drop, interval = evidence.drop, evidence.drop_interval
+    if drop is None or interval is None or drop < config.train_at_drop or interval.lower <= 0:
         return None
     return Choice(
         action="train",
         sentence=(
             f"The champion lost {_points(drop)} points of accuracy (95 % interval {_points(interval.lower)} to "
-            f"{_points(interval.upper)}), at least {_points(config.fine_tune_at_drop)}."
+            f"{_points(interval.upper)}), at least {_points(config.train_at_drop)}."
         ),
+        may_skip=True,
     )
+
+
+def changed_images(evidence: Evidence, config: DecisionConfig) -> Choice | None:
+    """The images differ from what the champion knows for certain, even if too few have labels to tell what that cost."""
+    if not evidence.drifted:
+        return None
+    loss = "" if evidence.drop is None else f", at a loss of {_points(evidence.drop)} points that may be chance"
+    return Choice(action="train", sentence=f"The images changed{loss}.", may_skip=True)
+
+
+def other_image_size(evidence: Evidence, config: DecisionConfig) -> Choice | None:
+    """The configuration asks for another image size than the champion has."""
+    old, new = evidence.champion_image_size, evidence.image_size
+    if old in (None, new):
+        return None
+    return Choice(
+        action="train", sentence=f"Images of {new} pixels are asked for; the champion sees {old}.", may_skip=True
+    )
+
+
+def much_new_data(evidence: Evidence, config: DecisionConfig) -> Choice | None:
+    """So many more images that training may bring something even without a drop."""
+    if evidence.volume < config.train_at_volume:
+        return None
+    ratio = f"{evidence.volume:.1f} new images for each old one, at least {config.train_at_volume:g}"
+    return Choice(action="train", sentence=f"{ratio}: there is more to learn from.", may_skip=True)
 
 
 def nothing_to_gain(evidence: Evidence, config: DecisionConfig) -> Choice:
     """The default: training would cost and not help."""
-    drift = evidence.drift
-    if drift.p_value is None or drift.accuracy_drop is None or drift.accuracy_drop_interval is None:
-        why = "too few images of classes that the champion knows"
+    if evidence.drop is None or evidence.drop_interval is None:
+        why = "too few labelled images of classes that the champion knows"
         return Choice(action="skip", sentence=f"Nothing to gain that could be measured: {why}.")
-    bounds = drift.accuracy_drop_interval
+    bounds = evidence.drop_interval
     interval = f"95 % interval {_points(bounds.lower)} to {_points(bounds.upper)}"
-    changed = "changed, harmlessly" if drift.drifted else "look the same"
-    small = drift.accuracy_drop < config.fine_tune_at_drop
-    why = f"below the threshold of {_points(config.fine_tune_at_drop)}" if small else "which may be chance"
+    small = evidence.drop < config.train_at_drop
+    why = f"below the threshold of {_points(config.train_at_drop)}" if small else "which may be chance"
     sentence = (
-        f"Nothing to gain: the images {changed}; a drop of {_points(drift.accuracy_drop)} points ({interval}), {why}."
+        f"Nothing to gain: the images look the same; a drop of {_points(evidence.drop)} points ({interval}), {why}."
     )
     return Choice(action="skip", sentence=sentence)
 
@@ -165,74 +147,119 @@ RULES: tuple[Rule, ...] = (
     forced_strategy,
     already_trained,
     new_classes,
-    large_drop,
-    much_new_data,
     measurable_drop,
+    changed_images,
+    other_image_size,
+    much_new_data,
     nothing_to_gain,
 )
 
 
-def decide(
-    evidence: Evidence,
-    config: DecisionConfig,
-    recipes: Mapping[StrategyName, Recipe],
-) -> Decision:
-    """Apply the rules in order and lay out the ladder from the first rung upwards.
+def decide(evidence: Evidence, policy: Policy) -> Decision:
+    """Make the plan, and find what would have changed it.
+
+    The same evidence under the same policy gives the same plan, to the bit.
 
     Args:
         evidence: See `Evidence`.
-        config: Thresholds and ladder.
-        recipes: What each strategy does.
+        policy: Thresholds, recipes, experience.
     """
+    plan = plan_for(evidence, policy)
+    return plan.model_copy(update={"turning_points": turning_points((evidence, policy), plan_for)})
+
+
+def plan_for(evidence: Evidence, policy: Policy) -> Decision:
+    """Apply the rules in order, weigh what the first one leaves open, and lay out the ladder."""
+    config = policy.decision
     rule, choice = next((r, c) for r in RULES if (c := r(evidence, config)))
-    reasons = [choice.sentence]
-    if choice.action == "train" and evidence.champion:
-        reasons.append(evidence.drift.sentence)
+    forecasts = _forecasts(evidence, policy) if choice.action == "train" else {}
+    first, reasons = _choose(choice, forecasts, evidence, policy)
+    action: Action = "skip" if first == SKIP else choice.action
+    if action == "train" and evidence.champion:
+        reasons.append(evidence.drift_sentence)
     if evidence.released:
         reasons.append(evidence.released)
-    rungs = [] if choice.action != "train" else list(_ladder(choice.first, config.ladder))
-    if evidence.champion is None:  # nothing to start from
-        rungs = [strategy for strategy in rungs if recipes[strategy].start == "fresh"]
+    ladder = _ladder(first, choice, evidence, policy) if action == "train" and first else ()
+    weighed = choice.action == "train" and choice.first is None
     return Decision(
-        action=choice.action,
+        action=action,
         rule=rule.__name__.replace("_", "-"),
-        reasons=tuple(reasons),
-        rungs=tuple(_rung(strategy, evidence, recipes[strategy]) for strategy in rungs),
+        reasons=tuple(reason for reason in reasons if reason),
+        rungs=tuple(_rung(strategy, evidence, policy) for strategy in ladder),
         classes=(*evidence.champion_classes, *sorted(learnable_classes(evidence, config))),
         champion=evidence.champion,
         old_windows=evidence.old_windows,
+        alternatives=tuple(forecasts.values()),
+        confidence=chance_to_be_best(first, list(forecasts.values())) if weighed and first else None,
+        evidence=evidence,
     )
 
 
-def learnable_classes(evidence: Evidence, config: DecisionConfig) -> dict[str, int]:
-    """Classes of the window that the champion does not know and that have enough images to learn, with their counts."""
-    least = config.min_new_class_images if evidence.champion else 1
-    unknown = {c: n for c, n in evidence.window_classes.items() if c not in evidence.champion_classes}
-    return {c: n for c, n in sorted(unknown.items()) if n >= least}
+def _forecasts(evidence: Evidence, policy: Policy) -> dict[StrategyName, Forecast]:
+    """What skipping, the candidates and the ladder are expected to bring and to cost."""
+    asked = [evidence.forced] if evidence.forced else []
+    names = dict.fromkeys([SKIP, *policy.decision.candidates, *policy.decision.ladder, *asked])
+    return {name: forecast(name, evidence, policy) for name in names}
+
+
+def _choose(
+    choice: Choice, forecasts: Mapping[StrategyName, Forecast], evidence: Evidence, policy: Policy
+) -> tuple[StrategyName | None, list[str]]:
+    """The first attempt, or `SKIP`, and the reasons; None where the rule does not train."""
+    config = policy.decision
+    if choice.action != "train":
+        return None, [choice.sentence]
+    if choice.first is not None:
+        return choice.first, [choice.sentence]
+    affordable = [name for name in config.candidates if _within_budget(forecasts[name], config)]
+    if not affordable:
+        limit = f"{config.max_seconds} s" if config.max_seconds is not None else f"{config.max_money} {config.currency}"
+        return SKIP, [f"Nothing fits into the budget of {limit}.", choice.sentence]
+    known = [name for name in affordable if forecasts[name].gain is not None]
+    if not known:
+        return affordable[0], [choice.sentence, f"Nothing tells what {', '.join(affordable)} would bring here."]
+    weighed = [SKIP, *known] if choice.may_skip else known
+    best = max(weighed, key=lambda name: utility(name, evidence, policy))  # the first of equals
+    others = [forecasts[name].brief(config.currency) for name in weighed if name not in (best, SKIP)]
+    against = f" Weighed against it: {'; '.join(others)}." if others else ""
+    if best == SKIP:
+        return SKIP, [f"No training is worth its compute.{against}", choice.sentence]
+    return best, [choice.sentence, f"{forecasts[best].brief(config.currency)}.{against}"]
+
+
+def _within_budget(forecast: Forecast, config: DecisionConfig) -> bool:
+    """Whether a training stays within the limits, as far as its price is known."""
+    too_long = config.max_seconds is not None and (forecast.seconds or 0.0) > config.max_seconds
+    too_dear = config.max_money is not None and (forecast.money or 0.0) > config.max_money
+    return not (too_long or too_dear)
+
+
+def _ladder(first: StrategyName, choice: Choice, evidence: Evidence, policy: Policy) -> tuple[StrategyName, ...]:
+    """The rungs from `first` upwards. One that is not on the ladder stands alone where a person or a rule named it, and
+    below what costs more where it was weighed.
+    """
+    ladder = policy.decision.ladder
+    if first in ladder:
+        rungs = ladder[ladder.index(first) :]
+    elif choice.first is not None:
+        rungs = (first,)
+    else:
+        work = relative_work(first, evidence, policy)
+        rungs = (first, *(rung for rung in ladder if relative_work(rung, evidence, policy) > work))
+    if evidence.champion is None:  # nothing to start from
+        rungs = tuple(rung for rung in rungs if policy.recipes[rung].start == "fresh")
+    return rungs[:MAX_RUNGS]
+
+
+def _rung(strategy: StrategyName, evidence: Evidence, policy: Policy) -> Rung:
+    return Rung(
+        strategy=strategy,
+        hyperparameters=policy.recipes[strategy],
+        training_rows=training_rows(policy.recipes[strategy], evidence),
+        forecast=forecast(strategy, evidence, policy),
+    )
 
 
 def _points(fraction: float) -> str:
     """A difference of accuracies in points: 0.031 is 3.1."""
     return f"{100 * fraction:.1f}"
-
-
-def _ladder(first: StrategyName | None, ladder: tuple[StrategyName, ...]) -> Iterator[StrategyName]:
-    """The rungs from `first` upwards; a first rung that is not on the ladder stands alone."""
-    if first is None:
-        yield from ladder
-    elif first in ladder:
-        yield from ladder[ladder.index(first) :]
-    else:
-        yield first
-
-
-def _rung(strategy: StrategyName, evidence: Evidence, recipe: Recipe) -> Rung:
-    shares = {"new": 0.0, "replay": recipe.replay_fraction, "all": 1.0}
-    rows = evidence.new_rows + round(shares[recipe.rows] * evidence.old_rows)
-    speed = evidence.images_per_second.get(strategy)
-    return Rung(
-        strategy=strategy,
-        hyperparameters=recipe,
-        training_rows=rows,
-        estimated_seconds=rows * recipe.epochs / speed if speed else None,
-    )

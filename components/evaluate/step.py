@@ -7,9 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from components.core.contracts import Decision, Evaluation, HoldoutScores
+from components.core.contracts import Evaluation, HoldoutScores
 from components.core.datasets import PixelCache, Pixels, load_images
 from components.core.models import Classifier, best_device, load_classifier
+from components.core.plans import Decision
 from components.core.registry import Registry
 from components.core.runs import Run, open_run, perform
 from components.core.windows import Window

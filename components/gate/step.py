@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from components.core.contracts import Decision, Evaluation, Verdict
+from components.core.contracts import Evaluation, Verdict
+from components.core.plans import Decision
 from components.core.runs import Run, open_run, perform
 from components.gate.checks import judge
 

@@ -14,7 +14,7 @@ def ingest(config: str, run_id: str, source: str, strategy: str, summary: dsl.Ou
         run_id: This run.
         source: Folder or s3:// prefix of class folders (<label>/<image>), of WebDataset tars or of Parquet files with
             images; or one .csv, .parquet or .tar file; or the id of a window that exists.
-        strategy: What was asked for: auto, or the name of a strategy. Filed with the run.
+        strategy: What was asked for: auto, the name of a strategy, or plan:DIGEST. Filed with the run.
         summary: How many images came, of which classes, and what was set aside.
 
     Returns:

@@ -25,8 +25,15 @@ WORKER_BYTES = 4 * 2**30  # address space of a worker beyond what it is forked w
 BYTES_PER_PIXEL = 32  # an image decoded, converted, turned and counted
 
 
-def run(config_path: str, run_id: str, source: str, strategy: str) -> WindowDocument:
+def run(config_path: str, run_id: str, source: str, strategy: str, *, planning: bool = False) -> WindowDocument:
     """Begin a run: file its configuration and parameters, then turn its source into a window.
+
+    Args:
+        config_path: The configuration file.
+        run_id: The new run's.
+        source: See `ingest`.
+        strategy: auto, the name of one, or plan:DIGEST.
+        planning: Whether the run ends with its plan.
 
     Raises:
         SourceError: See `list_batches`.
@@ -35,7 +42,7 @@ def run(config_path: str, run_id: str, source: str, strategy: str) -> WindowDocu
     config = load_config(config_path)
     record = Run(open_store(config.store), run_id)
     parameters = RunParameters(
-        run_id=run_id, model=config.model, dataset=config.dataset, source=source, strategy=strategy
+        run_id=run_id, model=config.model, dataset=config.dataset, source=source, strategy=strategy, planning=planning
     )
     record.begin(config, parameters)
     return perform("ingest", record, WindowDocument, lambda: _ingest(record, config, source, strategy))

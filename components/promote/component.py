@@ -11,6 +11,8 @@ def promote(
 ) -> str:
     """Make the challenger the champion, atomically: one record in the model's ledger, or none.
 
+    With decision.mode manual it only verifies the challenger's files: retrain approve promotes it.
+
     Args:
         config: Path of the configuration file, as the pods see it.
         run_id: This run.
@@ -21,7 +23,7 @@ def promote(
         summary: What happened, and why.
 
     Returns:
-        promoted, or held where another run promoted first.
+        promoted, waiting for approval in manual mode, or held where another run promoted first.
     """
     from components.promote import step
 

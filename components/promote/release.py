@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from components.core.contracts import Decision, LedgerRecord
+from components.core.contracts import LedgerRecord
 from components.core.errors import ConfigurationError
+from components.core.plans import Decision
 from components.core.registry import LostRace, Registry
 from components.core.storage import ObjectStore, get_json
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from components.core.contracts import Decision, LedgerKind, LedgerRecord, Outcome, Verdict
+from components.core.contracts import LedgerKind, LedgerRecord, Outcome, Verdict
 from components.core.errors import RunFailed
+from components.core.plans import Decision
 from components.core.registry import LostRace, Registry
 from components.core.runs import Run, open_run, perform
 from components.core.storage import to_json
@@ -15,7 +16,8 @@ def promote(config_path: str, run_id: str, window: str, challenger: str, rung: i
     """Make the challenger the champion: verify its files, then append one record to the ledger.
 
     If another run has changed the champion since this challenger was judged, nothing is promoted: the outcome is
-    `held`, and the next run judges against the new champion.
+    `held`, and the next run judges against the new champion. In manual mode (`decision.mode`) nothing is promoted
+    either: the outcome is `waiting`, until `approval.approve_run`.
 
     Raises:
         IntegrityError: The challenger's files are not what was written.
@@ -34,6 +36,8 @@ def _promote(record: Run, window: str, challenger: str, rung: int) -> Outcome:
             next_command="run again; report this as a bug of the graph",
         )
     registry.verify_version(challenger)
+    if record.config.decision.mode == "manual":
+        return _wait(record, verdict)
     try:
         entry = _append(registry, record, "promotion", window, verdict)
     except LostRace as race:
@@ -51,6 +55,17 @@ def _promote(record: Run, window: str, challenger: str, rung: int) -> Outcome:
         ledger_number=entry.number,
         ledger_digest=registry.record_digest(entry.number),
         reason=verdict.findings,
+    )
+
+
+def _wait(record: Run, verdict: Verdict) -> Outcome:
+    command = f"retrain approve {record.run_id} --reason TEXT"
+    return Outcome(
+        outcome="waiting",
+        champion_before=verdict.champion,
+        champion_after=verdict.champion,
+        ledger_number=None,
+        reason=f"Challenger {verdict.challenger[:12]} waits for approval ({command}). {verdict.findings}",
     )
 
 

@@ -16,7 +16,7 @@ def report(config: str, run_id: str, status: dsl.PipelineTaskFinalStatus, page: 
         page: The run with its reasons, checks and pictures.
 
     Returns:
-        promoted, skipped, quarantined, rejected, held or failed.
+        promoted, waiting, skipped, quarantined, rejected, held or failed.
     """
     from components.report import step
 

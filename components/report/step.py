@@ -32,15 +32,21 @@ def run(config_path: str, run_id: str, state: str) -> tuple[RunReport, str]:
     """
     record = open_run(config_path, run_id)
     logger.info("report: the engine says %s (run %s)", state, run_id)
-    started, clock = datetime.now(UTC), time.monotonic()
-    report = summarise(record, ended=True)
-    # Derived from the other records, so replaced: a run that is retried from the UI is told anew.
-    record.replace(StepRecord(step="report", started=started, seconds=time.monotonic() - clock, document=report))
+    report = tell(record)
     page = _page(record, report)
     record.store.put(record.key("report.html"), page.encode())
-    _tell_metrics(record, report)
     logger.info("report: %s", report.sentence)
     return report, page
+
+
+def tell(record: Run) -> RunReport:
+    """File and push a run's row and metrics, from its other records: again where those have changed since."""
+    started, clock = datetime.now(UTC), time.monotonic()
+    report = summarise(record, ended=True)
+    # Derived, so replaced: a run that is retried from the UI, or approved, is told anew.
+    record.replace(StepRecord(step="report", started=started, seconds=time.monotonic() - clock, document=report))
+    _tell_metrics(record, report)
+    return report
 
 
 def _page(record: Run, report: RunReport) -> str:

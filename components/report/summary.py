@@ -7,7 +7,6 @@ from datetime import UTC, datetime
 from components.core.config import MAX_RUNGS
 from components.core.contracts import (
     Accuracies,
-    Decision,
     DriftReport,
     Evaluation,
     Outcome,
@@ -18,6 +17,7 @@ from components.core.contracts import (
     Verdict,
     WindowDocument,
 )
+from components.core.plans import Decision
 from components.core.registry import Registry
 from components.core.runs import Run, StepRecord
 
@@ -62,7 +62,7 @@ def summarise(run: Run, *, ended: bool) -> RunReport:
     word: str
     if outcome:
         word, reason = outcome.outcome, decision.reasons[0] if decision else outcome.reason
-        if word in ("rejected", "held"):
+        if word in ("rejected", "held", "waiting"):
             reason = f"{reason} But: {outcome.reason}"
         before, after = outcome.champion_before, outcome.champion_after
     else:

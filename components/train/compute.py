@@ -47,11 +47,16 @@ class Compute:
         return torch.autocast(self.device.type, torch.bfloat16)
 
     @property
+    def processor(self) -> str:
+        """The model of the GPU, or 'CPU'."""
+        return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "CPU"
+
+    @property
     def description(self) -> str:
         """The device and how it is used, for people."""
-        name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "CPU"
         several = f"{world_size()} x " if world_size() > 1 else ""
-        return f"{several}{name}, {'bfloat16' if self.bfloat16 else 'float32'}{', compiled' if self.compiled else ''}"
+        precision = "bfloat16" if self.bfloat16 else "float32"
+        return f"{several}{self.processor}, {precision}{', compiled' if self.compiled else ''}"
 
 
 class _Outputs(nn.Module):

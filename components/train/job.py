@@ -18,12 +18,13 @@ import torch
 from safetensors.torch import load as load_tensors
 
 from components.core.config import Config
-from components.core.contracts import Decision, Document, Rung
+from components.core.contracts import Document
 from components.core.datasets import ROW_COLUMNS, ImageSet, PixelCache, label_indices, load_images
 from components.core.exemplars import load_exemplars
 from components.core.models import Classifier, ModelSpec, build_classifier, load_classifier, load_pretrained
+from components.core.plans import Decision, Rung
 from components.core.recipes import Recipe
-from components.core.registry import Registry
+from components.core.registry import FISHER, Registry
 from components.core.runs import Run
 from components.core.windows import Split, Window
 from components.train import distributed
@@ -33,7 +34,6 @@ from components.train.randomness import Purpose, torch_generator
 from components.train.replay import choose_replay
 from components.train.strategy import Tensors
 
-FISHER = "fisher.safetensors"
 # Settings that change how a training runs and not what comes out: with another value it still is the same training.
 HOW_IT_RUNS = {
     *("strategies", "cpu_threads", "checkpoint_seconds", "max_preemptions", "max_errors"),
@@ -52,6 +52,8 @@ class Outcome(Document):
     replayed_rows: int
     epochs: int
     device: str
+    processor: str
+    gpus: int
 
 
 @dataclass(frozen=True)

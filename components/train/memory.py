@@ -9,8 +9,8 @@ import pyarrow.compute as pc
 import torch
 
 from components.core.config import TrainingConfig
-from components.core.exemplars import EXEMPLARS, rank_exemplars, read_exemplars
-from components.core.registry import Registry
+from components.core.exemplars import rank_exemplars, read_exemplars
+from components.core.registry import EXEMPLARS, Registry
 from components.core.windows import Known, Window
 from components.train.replay import choose_herding, choose_reservoir, draw_priorities
 

@@ -134,6 +134,8 @@ def _train(job: Job, interruption: Interruption) -> None:
         replayed_rows=trained.replayed_rows,
         epochs=trained.epochs,
         device=compute.description,
+        processor=compute.processor,
+        gpus=distributed.world_size() if compute.device.type == "cuda" else 0,
     )
     checkpoints.document("outcome", Outcome, lambda: outcome)
     checkpoints.stage("finished", lambda: {MODEL + n: v for n, v in trained.model.state_dict().items()})

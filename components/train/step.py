@@ -11,14 +11,15 @@ import torch
 from safetensors.torch import save as save_tensors
 
 from components.core.contracts import Lineage, TrainingSummary
-from components.core.exemplars import EXEMPLARS, write_exemplars
+from components.core.exemplars import write_exemplars
 from components.core.models import Classifier, build_classifier, save_classifier
 from components.core.reference import build_reference
+from components.core.registry import EXEMPLARS, FISHER
 from components.core.runs import open_run, perform
 from components.core.windows import SCHEMA
 from components.train.checkpoint import lost_seconds
 from components.train.fisher import accumulate_fisher, empirical_fisher
-from components.train.job import FISHER, Job, Outcome
+from components.train.job import Job, Outcome
 from components.train.launch import Call, launch
 from components.train.memory import candidates, choose_exemplars
 from components.train.randomness import Purpose, torch_generator
@@ -60,13 +61,13 @@ def _train(job: Job, call: Call) -> TrainingSummary:
         here=lambda interruption: train_rung(job.record, job.window, job.rung, interruption),
         gpus=gpus,
     )
-    outcome, model = _result(job)
+    outcome, model = result_of(job)
     version = job.registry.save_version(_files(job, outcome, model))
     return _summary(job, outcome, version)
 
 
-def _result(job: Job) -> tuple[Outcome, Classifier]:
-    """What the training left, on the device."""
+def result_of(job: Job) -> tuple[Outcome, Classifier]:
+    """What a training left among its checkpoints; the model in evaluation mode, on the device."""
     outcome = job.checkpoints.document("outcome", Outcome, _nothing)
     weights = job.checkpoints.stage("finished", _nothing)
     model = build_classifier(outcome.spec, torch_generator(0, Purpose.WEIGHTS))
@@ -141,6 +142,8 @@ def _summary(job: Job, outcome: Outcome, version: str) -> TrainingSummary:
         seconds=seconds,
         images_per_second=outcome.rows * outcome.epochs / max(seconds, 1e-9),
         device=outcome.device,
+        processor=outcome.processor,
+        gpus=outcome.gpus,
         attempts=len(attempts),
         lost_seconds=lost_seconds(attempts),
     )

@@ -46,7 +46,7 @@ def registry_of(config_path: Path) -> Registry:
 
 
 def test_ladder_is_climbed_to_its_end_and_the_challenger_rejected(house: Path):
-    ladder = {"ladder": ["head-only", "fine-tune", "retrain"]}
+    ladder = {"ladder": ["head-only", "fine-tune", "retrain"], "candidates": ["head-only"]}
     training = {"strategies": {"head-only": LAZY, "fine-tune": LAZY, "retrain": LAZY}}
     config = write_config(house, {"decision": ladder, "training": training, "gate": {"min_accuracy": 0.99}})
     write_digits(house / "next", (0, 1, 2, 3), 200, 160)
@@ -74,6 +74,23 @@ def test_challenger_is_held_when_the_rows_cannot_decide(tmp_path: Path):
     assert (report["verdict"], report["outcome"]) == ("hold", "held")
     assert report["champion_after"] is None
     assert [r.kind for r in registry_of(config).ledger()] == ["hold"]
+
+
+def test_challenger_in_manual_mode_waits_until_a_person_approves_it(tmp_path: Path):
+    config = write_config(tmp_path, {"decision": {"mode": "manual"}})
+    write_digits(tmp_path / "first", (0, 1), 0, 90)
+    report = run(tmp_path, "first", config)
+    assert report["tasks"] == [*BEFORE, *ATTEMPT, "promote", "report"]
+    assert (report["verdict"], report["outcome"], report["champion_after"]) == ("promote", "waiting", None)
+    assert registry_of(config).ledger() == []
+    (waiting,) = json.loads(retrain("status", "--config", config, "--json").stdout)["waiting"]
+    command = waiting["command"].removeprefix("retrain ").removesuffix("TEXT").split()
+    assert retrain(*command, "looked at it", "--config", config).returncode == 0
+    assert [r.kind for r in registry_of(config).ledger()] == ["approval", "promotion"]
+    assert registry_of(config).champion().version == waiting["challenger"]
+    state = json.loads(retrain("status", "--config", config, "--json").stdout)
+    assert (state["waiting"], state["runs"][0]["outcome"]) == ([], "promoted")
+    assert retrain("verify", "--config", config).returncode == 0
 
 
 def test_window_that_was_trained_on_is_skipped(house: Path):

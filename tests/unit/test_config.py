@@ -39,7 +39,7 @@ def refusal(text: str) -> str:
 def test_a_store_is_all_that_a_configuration_needs() -> None:
     config = parse_config({"store": {"uri": "./store"}}, origin="retrain.yaml")
     assert config.model == "classifier"
-    assert config.decision.ladder == ("fine-tune", "retrain")
+    assert config.decision.ladder == ("rehearsal", "retrain")
     assert config.gate.old_margin == 0.01
     assert config.training.strategies == RECIPES
 
@@ -200,7 +200,7 @@ def test_the_printed_configuration_explains_every_key_above_it() -> None:
     keys = [n for n in keys if lines[n].strip().partition(":")[0] not in RECIPES]  # explained by the next test
     assert len(keys) > 50
     assert [lines[n] for n in keys if not lines[n - 1].lstrip().startswith("# ")] == []
-    assert "Accuracy drop on the new window" in lines[lines.index("  fine_tune_at_drop: 0.03") - 1]
+    assert "Accuracy drop on the new window" in lines[lines.index("  train_at_drop: 0.03") - 1]
 
 
 def test_the_printed_configuration_explains_every_key_of_a_recipe_and_shows_every_strategy() -> None:

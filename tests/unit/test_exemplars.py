@@ -14,14 +14,13 @@ from components.core.config import StoreConfig
 from components.core.datasets import PixelCache, decode_image
 from components.core.errors import IntegrityError
 from components.core.exemplars import (
-    EXEMPLARS,
     SCHEMA,
     load_exemplars,
     rank_exemplars,
     read_exemplars,
     write_exemplars,
 )
-from components.core.registry import Registry
+from components.core.registry import EXEMPLARS, Registry
 from components.core.storage import DirectoryStore
 from components.core.windows import Window, to_parquet
 from components.ingest.step import ingest

@@ -137,7 +137,7 @@ def test_no_alarm_and_no_drop_are_measurements() -> None:
     assert value(quiet, "retrain_drift_p_value_ratio") == 1
 
 
-@pytest.mark.parametrize("outcome", ["promoted", "skipped", "quarantined", "rejected", "held"])
+@pytest.mark.parametrize("outcome", ["promoted", "waiting", "skipped", "quarantined", "rejected", "held"])
 def test_every_planned_end_is_a_success(outcome: str) -> None:
     assert value(observed(REPORT.model_copy(update={"outcome": outcome})), "retrain_run_success") == 1
 

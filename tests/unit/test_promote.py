@@ -10,8 +10,9 @@ import pytest
 import yaml
 
 from components.core.config import load_config
-from components.core.contracts import CheckResult, Decision, Failure, Outcome, RunParameters, StepDocument, Verdict
+from components.core.contracts import CheckResult, Failure, Outcome, RunParameters, StepDocument, Verdict
 from components.core.errors import IntegrityError, RunFailed
+from components.core.plans import Decision
 from components.core.registry import Registry
 from components.core.runs import Run, StepRecord
 from components.core.storage import open_store
@@ -27,6 +28,12 @@ def config_path(tmp_path: Path) -> Path:
     path = tmp_path / "retrain.yaml"
     path.write_text(yaml.safe_dump({"store": {"uri": "store"}, "model": "m", "dataset": "d"}))
     return path
+
+
+@pytest.fixture
+def manual_path(config_path: Path) -> Path:
+    config_path.write_text(config_path.read_text() + "decision: {mode: manual}\n")
+    return config_path
 
 
 def begin(config_path: Path, run_id: str) -> tuple[Run, Registry]:
@@ -104,6 +111,38 @@ def test_tampered_challenger_is_not_promoted(config_path: Path):
         step.promote(str(config_path), "one", "w", version, 1)
     assert registry.ledger() == []
     assert run.store.head("runs/one/failure-outcome.json"), "the reason is filed for the report"
+
+
+def test_manual_mode_leaves_the_challenger_waiting_and_names_the_command(manual_path: Path):
+    run, registry = begin(manual_path, "one")
+    champion, version = registry.save_version({"weights": b"0"}), registry.save_version({"weights": b"1"})
+    keys = {"window": "w", "run_id": "zero", "actor": "tests", "reason": "because"}
+    first = registry.append("promotion", champion, expected_champion=None, **keys)
+    judged(run, version, champion)
+    told = step.promote(str(manual_path), "one", "w", version, 1)
+    assert (told.outcome, told.champion_before, told.champion_after) == ("waiting", champion, champion)
+    assert (told.ledger_number, told.ledger_digest) == (None, None)
+    assert f"Challenger {version[:12]} waits for approval (retrain approve one --reason TEXT)" in told.reason
+    assert registry.ledger() == [first]
+    assert run.need("outcome", Outcome) == told
+
+
+def test_mode_is_the_one_of_the_runs_beginning(config_path: Path):
+    run, registry = begin(config_path, "one")
+    version = registry.save_version({"weights": b"1"})
+    judged(run, version, None)
+    config_path.write_text(config_path.read_text() + "decision: {mode: manual}\n")
+    assert step.promote(str(config_path), "one", "w", version, 1).outcome == "promoted"
+
+
+def test_tampered_challenger_does_not_wait_either(manual_path: Path):
+    run, registry = begin(manual_path, "one")
+    version = registry.save_version({"weights": b"1"})
+    judged(run, version, None)
+    run.store.put(f"models/m/versions/{version}/weights", b"2")
+    with pytest.raises(IntegrityError, match="weights"):
+        step.promote(str(manual_path), "one", "w", version, 1)
+    assert run.read("outcome", Outcome) is None
 
 
 @pytest.mark.parametrize("word", ["reject", "hold", "escalate"])

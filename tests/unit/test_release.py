@@ -15,7 +15,6 @@ from typer.testing import CliRunner
 from components.core.config import load_config
 from components.core.contracts import (
     CheckedExpectation,
-    Decision,
     DriftReport,
     LedgerRecord,
     RunParameters,
@@ -23,6 +22,7 @@ from components.core.contracts import (
     ValidationReport,
 )
 from components.core.errors import ConfigurationError
+from components.core.plans import Decision
 from components.core.registry import LostRace, Registry
 from components.core.runs import Run, StepRecord
 from components.core.storage import DirectoryStore, open_store, to_json

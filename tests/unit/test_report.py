@@ -13,7 +13,6 @@ from components.core.contracts import (
     Accuracies,
     CheckedExpectation,
     CheckResult,
-    Decision,
     DriftReport,
     DriftView,
     Evaluation,
@@ -22,7 +21,6 @@ from components.core.contracts import (
     Lineage,
     Outcome,
     PairedOutcome,
-    Rung,
     RunParameters,
     RunReport,
     StepDocument,
@@ -32,6 +30,7 @@ from components.core.contracts import (
     WindowDocument,
 )
 from components.core.errors import IntegrityError
+from components.core.plans import Decision, Forecast, Rung
 from components.core.recipes import Recipe
 from components.core.registry import Registry
 from components.core.runs import Run, StepRecord
@@ -82,7 +81,7 @@ def scores(correct: int) -> HoldoutScores:
 
 
 def decision(action: str = "train", reason: str = "The champion lost 5 % accuracy.") -> Decision:
-    rung = Rung(strategy="fine-tune", hyperparameters=LOOP, training_rows=10, estimated_seconds=None)
+    rung = Rung(strategy="fine-tune", hyperparameters=LOOP, training_rows=10, forecast=Forecast(strategy="fine-tune"))
     return Decision(
         action=action,  # type: ignore[arg-type]
         rule="measurable-drop",
@@ -177,6 +176,18 @@ def test_a_skip_shows_what_drift_detection_measured(store: DirectoryStore) -> No
     assert report.accuracy == Accuracies()
     assert (report.reference_accuracy, report.window_accuracy) == (0.75, 0.5)
     assert report.sentence == "skipped: Nothing to gain."
+
+
+def test_a_run_that_waits_says_so_and_its_champion_is_unchanged(store: DirectoryStore) -> None:
+    run = begin(store)
+    file(run, "decide", decision())
+    attempt(run, 1, "fine-tune", "promote", 10)
+    waits = "Challenger c1 waits for approval (retrain approve run-1 --reason TEXT). As good."
+    file(run, "outcome", outcome("waiting", "v1").model_copy(update={"reason": waits}), 20)
+    report = summarise(run, ended=True)
+    assert (report.outcome, report.verdict) == ("waiting", "promote")
+    assert report.champion_before == report.champion_after == "v1"
+    assert report.reason == f"The champion lost 5 % accuracy. But: {waits}"
 
 
 def test_a_run_without_measured_accuracy_has_none(store: DirectoryStore) -> None:

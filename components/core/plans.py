@@ -1,0 +1,257 @@
+"""Plans: what to do with a window, why, what it is expected to bring and to cost, and what this was concluded from.
+
+A plan is content-addressed: the same evidence under the same policy is the same plan, to the bit. Not covered: how it
+is concluded (`decide`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from datetime import date
+from typing import Literal
+
+from pydantic import Field
+
+from components.core.contracts import Document, Interval, StepDocument
+from components.core.errors import ConfigurationError, IntegrityError
+from components.core.recipes import Recipe, StrategyName
+from components.core.storage import ObjectStore, get_json, to_json
+
+Action = Literal["train", "skip", "quarantine"]
+
+
+class PastTraining(Document):
+    """A training of the past: what it had to do (`work`, see `decide.costs`) and how long that took, in seconds."""
+
+    strategy: StrategyName
+    device: str
+    work: float
+    seconds: float
+
+
+class PastGain(Document):
+    """What a strategy brought in the past: where it was used (see `decide.situation`), and the change of accuracy on
+    the old and on the new holdout, in [-1, 1]; `old` is None where there was no old holdout."""
+
+    strategy: StrategyName
+    situation: dict[str, float]
+    old: float | None
+    new: float
+
+
+class Evidence(Document):
+    """All that the policy looks at. None and empty: not known; `missing` says why.
+
+    Attributes:
+        window: Id of the window.
+        window_created: Day on which it was ingested.
+        champion: Version; `champion_classes` and `champion_image_size` are its.
+        old_windows: The champion's but the current one, oldest first; `old_rows` are their training rows, and
+            `old_classes` their usable images by class.
+        new_rows: Training rows of the window; `held_out` its others; `window_classes` its usable images by class.
+        already_trained: Whether the champion has seen this window.
+        released: Who let this window out of quarantine and why, if anybody did.
+        invalid: Sentences of the expectations that do not hold and reject.
+        faults: Sentences of what triage found.
+        drifted: Whether the images differ from the reference; `change` is the kind that this looks like.
+        drop: Accuracy that the champion lost here against its reference, in [-1, 1], with its 95 % interval.
+        estimated_drop: The same as estimated without labels, with its 90 % interval.
+        drift_sentence: The same in words.
+        image_size: Side of the images that the configuration asks for, in pixels.
+        retrained: Day of the last full retrain; `windows_since` it is how many windows were learnt without one.
+        forgotten: Accuracy lost on old holdouts since then, added up over the promotions; negative where it grew.
+        exemplars: Rows that the champion's version remembers to be replayed; None: all old ones.
+        has_fisher: Whether it has its Fisher information (else that is computed again).
+        forced: Strategy that a person asked for.
+        device: What trains and how, as far as the last training tells; `processor` is the model of the GPU, or 'CPU',
+            and `gpus` how many.
+        trainings: Trainings of the past, the latest last.
+        gains: What strategies brought in the past, the latest last.
+        missing: Why something is not known, one sentence each.
+    """
+
+    window: str
+    window_created: date
+    champion: str | None
+    champion_classes: tuple[str, ...] = ()
+    champion_image_size: int | None = None
+    old_windows: tuple[str, ...] = ()
+    old_rows: int = 0
+    old_classes: dict[str, int] = Field(default_factory=dict)
+    new_rows: int
+    held_out: int
+    window_classes: dict[str, int]
+    already_trained: bool = False
+    released: str | None = None
+    invalid: tuple[str, ...] = ()
+    faults: tuple[str, ...] = ()
+    drifted: bool = False
+    change: str | None = None
+    drop: float | None = None
+    drop_interval: Interval | None = None
+    estimated_drop: float | None = None
+    estimated_drop_interval: Interval | None = None
+    drift_sentence: str = ""
+    image_size: int
+    retrained: date | None = None
+    windows_since: int | None = None
+    forgotten: float | None = None
+    exemplars: int | None = None
+    has_fisher: bool = False
+    forced: StrategyName | None = None
+    device: str | None = None
+    processor: str | None = None
+    gpus: int = 0
+    trainings: tuple[PastTraining, ...] = ()
+    gains: tuple[PastGain, ...] = ()
+    missing: tuple[str, ...] = ()
+
+    @property
+    def volume(self) -> float:
+        """New training rows for each old one."""
+        return self.new_rows / max(1, self.old_rows)
+
+
+class Forecast(Document):
+    """What a strategy is expected to do here; None where nothing tells.
+
+    `gain` is the change of the mean of both holdouts' accuracies, in [-1, 1], with its 80 % interval; `gpu_seconds` are
+    0 where a CPU trains; `money` is in the currency of `decision.prices`.
+    """
+
+    strategy: StrategyName
+    gain: float | None = None
+    gain_interval: Interval | None = None
+    seconds: float | None = None
+    gpu_seconds: float | None = None
+    money: float | None = None
+
+    @property
+    def cells(self) -> tuple[str, str, str, str]:
+        """Gain in points with its interval, seconds, GPU-seconds and money, for a table."""
+        bounds = self.gain_interval
+        gain = "?" if self.gain is None else f"{100 * self.gain:+.1f}"
+        within = f" ({100 * bounds.lower:+.1f} to {100 * bounds.upper:+.1f})" if bounds else ""
+        costs = (self.seconds, 0), (self.gpu_seconds, 0), (self.money, 2)
+        seconds, gpu, money = ("?" if value is None else f"{value:.{digits}f}" for value, digits in costs)
+        return gain + within, seconds, gpu, money
+
+    def brief(self, currency: str) -> str:
+        """In a few words."""
+        parts = []
+        if self.gain is not None and self.gain_interval is not None:
+            bounds = self.gain_interval
+            parts.append(
+                f"{100 * self.gain:+.1f} points expected ({100 * bounds.lower:+.1f} to {100 * bounds.upper:+.1f})"
+            )
+        if self.seconds is not None:
+            parts.append(f"about {self.seconds:.0f} s")
+        if self.gpu_seconds:
+            parts.append(f"{self.gpu_seconds:.0f} GPU-seconds")
+        if self.money is not None:
+            parts.append(f"{self.money:.2f} {currency}")
+        return f"{self.strategy}: {', '.join(parts) or 'nothing tells what it brings or costs'}"
+
+
+class Rung(Document):
+    """One training attempt of a plan: the strategy, its hyperparameters, and what it will bring and cost."""
+
+    strategy: StrategyName
+    hyperparameters: Recipe
+    training_rows: int
+    forecast: Forecast
+
+
+class Decision(StepDocument):
+    """A plan: what to do, why, and the ladder of attempts in the order they are tried.
+
+    Attributes:
+        rule: Name of the policy's rule that fired.
+        reasons: Its sentences, the decisive one first.
+        rungs: The ladder; each is tried where the gate turns the one before down.
+        classes: Those that the challenger will know: the champion's in their order, then the new ones.
+        champion: The version that the plan is about; `old_windows` are its but the current one: what is replayed, and
+            what the old holdout is.
+        alternatives: What every strategy that was weighed is expected to bring and to cost, and skipping.
+        confidence: Chance that the first rung (or skipping) is the best of them, in [0, 1]; None where the rule leaves
+            no choice.
+        turning_points: What would have to be different for another plan, one sentence each.
+        evidence: What all of this was concluded from; None in a plan of an earlier release.
+    """
+
+    action: Action
+    rule: str
+    reasons: tuple[str, ...]
+    rungs: tuple[Rung, ...] = ()
+    classes: tuple[str, ...] = ()
+    champion: str | None = None
+    old_windows: tuple[str, ...] = ()
+    alternatives: tuple[Forecast, ...] = ()
+    confidence: float | None = None
+    turning_points: tuple[str, ...] = ()
+    evidence: Evidence | None = None
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the plan: its name in the store."""
+        return hashlib.sha256(to_json(self)).hexdigest()
+
+    @property
+    def word(self) -> str:
+        return self.action
+
+    @property
+    def markdown(self) -> str:
+        """The whole plan, for the Kubeflow UI."""
+        lines = [f"**{self.sentence}**", "", f"Rule: {self.rule}. Plan {self.digest[:12]}."]
+        if self.confidence is not None:
+            lines.append(f"Confidence that nothing else would have been better: {self.confidence:.0%}.")
+        if self.alternatives:
+            lines += [
+                "",
+                "| strategy | expected gain, points | seconds | GPU-seconds | money |",
+                "|---|---|---|---|---|",
+            ]
+            lines += [f"| {' | '.join((forecast.strategy, *forecast.cells))} |" for forecast in self.alternatives]
+        return "\n".join([*lines, "", *(f"- {point}" for point in self.turning_points)])
+
+    @property
+    def sentence(self) -> str:
+        plan = " then ".join(rung.strategy for rung in self.rungs)
+        return f"{self.action}{f' ({plan})' if plan else ''}: {' '.join(self.reasons)}"
+
+
+def save_plan(store: ObjectStore, model: str, plan: Decision) -> str:
+    """File a plan under its digest, which is returned. The same plan again changes nothing."""
+    store.put_new(_key(model, plan.digest), to_json(plan))
+    return plan.digest
+
+
+def find_plan(store: ObjectStore, model: str, name: str) -> Decision:
+    """Read a plan by its digest, or the start of one.
+
+    Raises:
+        ConfigurationError: There is not exactly one such plan.
+        IntegrityError: It is not what was written.
+    """
+    prefix = _key(model, "").removesuffix(".json")
+    names = [listed.key.removeprefix(prefix).removesuffix(".json") for listed in store.list_objects(prefix)]
+    matches = [digest for digest in names if name and digest.startswith(name)]
+    if len(matches) != 1:
+        raise ConfigurationError(
+            f"{len(matches)} plans that start with {name!r}",
+            expected="the digest of one plan, or its first letters",
+            next_command="retrain plan FOLDER makes one and prints its digest",
+        )
+    plan = get_json(store, _key(model, matches[0]), Decision)
+    if plan is None or plan.digest != matches[0]:
+        raise IntegrityError(
+            f"plan {matches[0]} is not what was written",
+            expected="a plan whose digest is its name",
+            next_command="retrain plan FOLDER makes it anew",
+        )
+    return plan
+
+
+def _key(model: str, digest: str) -> str:
+    return f"plans/{model}/{digest}.json"

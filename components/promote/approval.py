@@ -1,0 +1,95 @@
+"""Approve what a run in manual mode left waiting: a person's promotion, on record in the ledger."""
+
+from __future__ import annotations
+
+from components.core.config import MAX_RUNGS
+from components.core.contracts import LedgerKind, LedgerRecord, Outcome, Verdict, WindowDocument
+from components.core.errors import ConfigurationError
+from components.core.registry import LostRace, Registry
+from components.core.runs import Run, StepRecord
+from components.core.storage import ObjectStore
+
+
+def approve_run(store: ObjectStore, model: str, run_id: str, *, actor: str, reason: str) -> LedgerRecord:
+    """Promote the challenger of a run that waits: verify its files, then an `approval` and a `promotion` in the ledger.
+
+    The run's outcome becomes `promoted`. Approving again finishes what was cut off, and hands out the promotion that
+    is there; the first approval's name and reason stay.
+
+    Args:
+        run_id: The whole id of the run.
+        actor: Who approves.
+        reason: Why, in a sentence.
+
+    Raises:
+        ConfigurationError: The run is another model's or does not wait, or another run has promoted meanwhile.
+        IntegrityError: The challenger's files are not what was written.
+    """
+    run, registry = Run(store, run_id), Registry(store, model)
+    waiting, verdict = _waiting(run, registry), passed_verdict(run)
+    registry.verify_version(verdict.challenger)
+    approval, promotion = _append(run, registry, verdict, actor, reason)
+    outcome = Outcome(
+        outcome="promoted",
+        champion_before=verdict.champion,
+        champion_after=verdict.challenger,
+        ledger_number=promotion.number,
+        ledger_digest=registry.record_digest(promotion.number),
+        reason=f"{verdict.findings} Approved by {approval.actor}: {approval.reason}",
+    )
+    run.replace(waiting.model_copy(update={"document": outcome}))
+    return promotion
+
+
+def passed_verdict(run: Run) -> Verdict:
+    """What the gate said of the attempt that it passed, in a run that waits."""
+    verdicts = [run.read(f"gate-{rung}", Verdict) for rung in range(1, MAX_RUNGS + 1)]
+    (passed,) = [verdict for verdict in verdicts if verdict and verdict.verdict == "promote"]
+    return passed
+
+
+def _append(
+    run: Run, registry: Registry, verdict: Verdict, actor: str, reason: str
+) -> tuple[LedgerRecord, LedgerRecord]:
+    """The approval and the promotion: those that the run has in the ledger already, or new ones."""
+    window = run.need("ingest", WindowDocument).id
+
+    def append(kind: LedgerKind, actor: str, reason: str) -> LedgerRecord:
+        return registry.append(
+            kind,
+            verdict.challenger,
+            expected_champion=verdict.champion,
+            window=window,
+            run_id=run.run_id,
+            actor=actor,
+            reason=reason,
+        )
+
+    try:
+        approval = append("approval", actor, reason)
+        return approval, append("promotion", approval.actor, verdict.findings)
+    except LostRace as race:
+        raise ConfigurationError(
+            f"champion {race.champion or 'none'}; {verdict.challenger} was judged against another one",
+            expected=f"champion {verdict.champion or 'none'}",
+            next_command=f"retrain run {window} judges against the new champion",
+        ) from race
+
+
+def _waiting(run: Run, registry: Registry) -> StepRecord[Outcome]:
+    """The outcome of a run that waits, or that was approved before."""
+    if (model := run.parameters.model) != registry.model:
+        raise ConfigurationError(
+            f"run {run.run_id} of model {model}",
+            expected=f"a run of {registry.model}",
+            next_command=f"the configuration file of {model}: retrain approve {run.run_id} --config FILE",
+        )
+    record = run.record("outcome", Outcome)
+    approved = any((entry.run_id, entry.kind) == (run.run_id, "approval") for entry in registry.ledger())
+    if record is None or not (approved or record.document.outcome == "waiting"):
+        raise ConfigurationError(
+            f"run {run.run_id} " + (f"is {record.document.outcome}" if record else "has no outcome yet"),
+            expected="a run that waits for approval",
+            next_command="retrain status lists them",
+        )
+    return record

@@ -1,0 +1,223 @@
+"""Plans from the command line: make one, explain a run's, replay those of the past."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from components.core.config import MAX_RUNGS, load_config
+from components.core.contracts import Evaluation, Outcome, TrainingSummary, Verdict
+from components.core.errors import ConfigurationError
+from components.core.plans import Decision, find_plan
+from components.core.registry import Registry
+from components.core.runs import Run
+from components.core.storage import open_store
+from components.decide.backtest import PastRun, replay, summarise
+from components.decide.step import check_plan
+from components.decide.utility import policy_of
+from pipelines.local import check_inputs
+from pipelines.status import find_run, model_runs
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attempt:
+    """A rung as it was planned and as it went: gains of the mean of both holdouts' accuracies, in [-1, 1], seconds of
+    training, and what the gate said."""
+
+    strategy: str
+    gain_expected: float | None
+    gain_real: float | None
+    seconds_expected: float | None
+    seconds_real: float
+    verdict: str | None
+
+
+def make_plan(config_path: Path, source: str, strategy: str) -> Decision:
+    """Ingest, validate, detect drift and decide, and stop there: nothing is trained, nothing promoted.
+
+    Raises:
+        ConfigurationError, SourceError, IntegrityError: See `check_inputs`; the store is as it was.
+    """
+    config = load_config(config_path)
+    check_inputs(config, source, strategy)
+    from components.decide import step as decide
+    from components.detect_drift import step as detect_drift
+    from components.ingest import step as ingest
+    from components.validate import step as validate
+
+    path, run_id = str(config_path), f"plan-{uuid.uuid4()}"
+    window = ingest.run(path, run_id, source, strategy, planning=True).id
+    validate.run(path, run_id, window)
+    detect_drift.run(path, run_id, window)
+    return decide.run(path, run_id, window)
+
+
+def planned_source(config_path: Path, name: str) -> tuple[str, str]:
+    """The window of a plan and the strategy parameter that carries it out.
+
+    Raises:
+        ConfigurationError: There is not exactly one such plan, or the champion is another one by now.
+        IntegrityError: The plan is not what was written.
+    """
+    config = load_config(config_path)
+    store = open_store(config.store)
+    store.check_reachable(write=False)
+    plan = find_plan(store, config.model, name)
+    assert plan.evidence is not None, "plans in the store have their evidence"
+    champion = Registry(store, config.model).champion()
+    check_plan(plan, plan.evidence.window, champion.version if champion else None)
+    return plan.evidence.window, f"plan:{plan.digest}"
+
+
+def print_plan(plan: Decision, currency: str) -> None:
+    """Print a plan as people read it: what, why, what was weighed, what would change it, what is not known."""
+    console = Console()
+    ladder = " then ".join(rung.strategy for rung in plan.rungs)
+    console.print(f"[bold]{plan.action}[/bold]{f': {ladder}' if ladder else ''}  [dim](rule: {plan.rule})[/dim]")
+    for reason in plan.reasons:
+        console.print(f"  {escape(reason)}", highlight=False)
+    if plan.confidence is not None:
+        console.print(f"  Confidence that nothing else would have been better: {plan.confidence:.0%}")
+    if plan.alternatives:
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 2, 0, 0))
+        table.add_column("weighed")
+        for title in ("gain, points (80 %)", "s", "GPU-s", currency):
+            table.add_column(title, justify="right")
+        for forecast in plan.alternatives:
+            table.add_row(forecast.strategy, *forecast.cells)
+        console.print()
+        console.print(table)
+    for title, sentences in (
+        ("What would change it", plan.turning_points),
+        ("Not known", plan.evidence.missing if plan.evidence else ()),
+    ):
+        if sentences:
+            console.print(f"\n{title}:")
+            for sentence in sentences:
+                console.print(f"  {escape(sentence)}", highlight=False)
+    next_step = f"retrain run --plan {plan.digest[:12]}" if plan.evidence else "retrain run FOLDER"
+    console.print(f"\nplan {plan.digest}\n[dim]{next_step} carries out exactly this.[/dim]", soft_wrap=True)
+
+
+def explain_run(config_path: Path, name: str, *, as_json: bool) -> None:
+    """Print why a run did what it did: its plan, then each attempt as expected and as it was.
+
+    Raises:
+        ConfigurationError: There is not exactly one run that starts like that, or it decided nothing.
+    """
+    config = load_config(config_path)
+    run = find_run(open_store(config.store), config, name)
+    plan = run.read("decide", Decision)
+    if plan is None:
+        raise ConfigurationError(
+            f"run {run.run_id} has decided nothing",
+            expected="a run that came as far as its decision",
+            next_command="retrain status shows the runs",
+        )
+    attempts, outcome = list(_attempts(run, plan)), run.read("outcome", Outcome)
+    if as_json:
+        document = {
+            "run_id": run.run_id,
+            "digest": plan.digest,
+            "plan": plan.model_dump(mode="json"),
+            "attempts": [asdict(attempt) for attempt in attempts],
+            "outcome": outcome.model_dump(mode="json") if outcome else None,
+        }
+        print(json.dumps(document, ensure_ascii=False))  # noqa: T201
+        return
+    print_plan(plan, config.decision.currency)
+    console = Console()
+    if attempts:
+        console.print("\nWhat happened:")
+    for attempt in attempts:
+        expected = _figures(attempt.gain_expected, attempt.seconds_expected)
+        real = _figures(attempt.gain_real, attempt.seconds_real)
+        console.print(
+            f"  {attempt.strategy}: expected {expected}; it was {real}: {attempt.verdict or 'not judged'}",
+            highlight=False,
+        )
+    console.print(f"\n{escape(outcome.sentence) if outcome else 'No outcome yet.'}", highlight=False)
+
+
+def backtest(config_path: Path, policy_path: Path | None, *, as_json: bool) -> None:
+    """Replay the plans of all runs, each under its own policy, or all under that of another configuration file."""
+    config = load_config(config_path)
+    store = open_store(config.store)
+    store.check_reachable(write=False)
+    policy = policy_of(load_config(policy_path)) if policy_path else None
+    past = [(run, found) for run in model_runs(store, config) if (found := _past_run(run))]
+    replays = [replay(found, policy or policy_of(run.config)) for run, found in past]
+    if as_json:
+        for one in replays:
+            line = {
+                "run_id": one.run.run_id,
+                "then": one.then,
+                "now": one.now,
+                "same": one.same,
+                "seconds_then": one.run.seconds,
+                "seconds_now": one.seconds_now,
+                "missed": one.missed,
+            }
+            print(json.dumps(line))  # noqa: T201
+        return
+    console = Console()
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 2, 0, 0))
+    for title in ("window", "then", "now", "same plan"):
+        table.add_column(title)
+    for title in ("s then", "s now", "points missed"):
+        table.add_column(title, justify="right")
+    for one in replays:
+        seconds = "?" if one.seconds_now is None else f"{one.seconds_now:.0f}"
+        missed = f"{100 * one.missed:.1f}" if one.missed else "–"
+        same = "yes" if one.same else "no"
+        name = escape(one.run.source.rstrip("/").rpartition("/")[2])
+        table.add_row(name, one.then, one.now, same, f"{one.run.seconds:.0f}", seconds, missed)
+    if replays:
+        console.print(table)
+    console.print(f"\n{summarise(replays)}" if replays else "no run with a plan yet: retrain run FOLDER makes one")
+
+
+def _past_run(run: Run) -> PastRun | None:
+    plan = run.read("decide", Decision)
+    if plan is None or plan.evidence is None:
+        return None
+    outcome = run.read("outcome", Outcome)
+    attempts = list(_attempts(run, plan))
+    promoted = outcome is not None and outcome.outcome == "promoted"
+    return PastRun(
+        run_id=run.run_id,
+        source=run.parameters.source,
+        plan=plan,
+        seconds=sum(attempt.seconds_real for attempt in attempts),
+        gained=attempts[-1].gain_real if attempts and promoted else None,
+    )
+
+
+def _attempts(run: Run, plan: Decision) -> Iterator[Attempt]:
+    """The attempts that were made."""
+    for number, rung in enumerate(plan.rungs[:MAX_RUNGS], start=1):
+        summary = run.read(f"train-{number}", TrainingSummary)
+        if summary is None:
+            return
+        evaluation, verdict = run.read(f"evaluate-{number}", Evaluation), run.read(f"gate-{number}", Verdict)
+        yield Attempt(
+            strategy=rung.strategy,
+            gain_expected=rung.forecast.gain,
+            gain_real=evaluation.mean_gain if evaluation else None,
+            seconds_expected=rung.forecast.seconds,
+            seconds_real=summary.seconds,
+            verdict=verdict.verdict if verdict else None,
+        )
+
+
+def _figures(gain: float | None, seconds: float | None) -> str:
+    points = "? points" if gain is None else f"{100 * gain:+.1f} points"
+    return f"{points} in {'?' if seconds is None else f'{seconds:.0f}'} s"

@@ -1,0 +1,101 @@
+"""Replaying past plans: the same policy gives the same bits, another one what it saves and misses."""
+
+from datetime import date
+
+import pytest
+
+from components.core.config import DecisionConfig
+from components.core.contracts import Interval
+from components.core.plans import Evidence, PastGain, PastTraining
+from components.core.recipes import RECIPES
+from components.decide.backtest import PastRun, replay, summarise
+from components.decide.policy import decide
+from components.decide.situation import describe_situation
+from components.decide.utility import Policy
+
+CONFIG = DecisionConfig(ladder=("retrain",), candidates=("fine-tune", "retrain"), retrain_worth=0.0)
+EVIDENCE = Evidence(
+    window="w",
+    window_created=date(2026, 11, 25),
+    champion="v",
+    champion_classes=("cat", "dog"),
+    champion_image_size=32,
+    old_rows=1000,
+    new_rows=400,
+    held_out=100,
+    window_classes={"cat": 250, "dog": 250},
+    drop=0.2,
+    drop_interval=Interval(lower=0.15, upper=0.25),
+    image_size=32,
+    device="cpu",
+    # A fine-tune: 700 rows, 10 epochs, 3 passes each. The same rate holds for a retrain.
+    trainings=(PastTraining(strategy="fine-tune", device="cpu", work=21_000, seconds=21.0),),
+)
+HERE = describe_situation(EVIDENCE, CONFIG)
+EXPERIENCE = tuple(
+    PastGain(strategy=strategy, situation=HERE, old=0.0, new=new)
+    for strategy, new in (("fine-tune", 0.1), ("retrain", 0.2))
+)
+
+
+def policy(config: DecisionConfig = CONFIG) -> Policy:
+    return Policy(decision=config, recipes=RECIPES, fisher_rows=256, experience=EXPERIENCE)
+
+
+def run(gained: float | None = 0.08, seconds: float = 100.0, under: DecisionConfig = CONFIG) -> PastRun:
+    plan = decide(EVIDENCE, policy(under))
+    return PastRun(run_id="r", source="may", plan=plan, seconds=seconds, gained=gained)
+
+
+def test_the_policy_in_force_gives_the_same_plan_to_the_bit() -> None:
+    same = replay(run(), policy())
+    assert (same.then, same.now, same.same) == ("retrain", "retrain", True)
+    assert (same.seconds_now, same.saved_seconds, same.missed) == (100.0, 0.0, 0.0)
+
+
+def test_a_policy_that_differs_only_in_what_it_says_is_not_the_same_plan() -> None:
+    other = replay(run(), policy(CONFIG.model_copy(update={"train_at_drop": 0.031})))
+    assert (other.then, other.now, other.same) == ("retrain", "retrain", False)
+    assert other.saved_seconds == 0.0
+
+
+def test_a_cheaper_strategy_saves_what_it_is_forecast_to_take_less() -> None:
+    thrifty = replay(run(), policy(CONFIG.model_copy(update={"retrain_worth": 20.0})))
+    assert (thrifty.then, thrifty.now) == ("retrain", "fine-tune")
+    assert thrifty.seconds_now == pytest.approx(21.0)
+    assert thrifty.saved_seconds == pytest.approx(79.0)
+    assert thrifty.missed == 0.0, "it would have tried"
+
+
+def test_a_policy_that_skips_saves_all_and_misses_what_was_gained() -> None:
+    lazy = CONFIG.model_copy(update={"train_at_drop": 0.3})
+    missed = replay(run(), policy(lazy))
+    assert (missed.now, missed.seconds_now, missed.saved_seconds) == ("skip", 0.0, 100.0)
+    assert missed.missed == pytest.approx(0.08)
+    for gained in (None, -0.01):  # nothing was promoted, or something that gained nothing
+        assert replay(run(gained), policy(lazy)).missed == 0.0
+
+
+def test_a_policy_that_trains_where_nothing_was_done_costs_what_is_forecast() -> None:
+    skipped = run(gained=None, seconds=0.0, under=CONFIG.model_copy(update={"train_at_drop": 0.3}))
+    eager = replay(skipped, policy())
+    assert (eager.then, eager.now) == ("skip", "retrain")
+    assert eager.saved_seconds == pytest.approx(-(1400 * 30 * 3) / 1000)
+
+
+def test_the_summary_adds_up() -> None:
+    lazy = policy(CONFIG.model_copy(update={"train_at_drop": 0.3}))
+    replays = [replay(run(seconds=1800.0), lazy), replay(run(seconds=1800.0, gained=None), lazy)]
+    assert summarise(replays) == (
+        "0 of 2 plans are the same to the bit. Training hours saved: 1.00. Regressions missed: 1, 8.0 points in all."
+    )
+    assert summarise([replay(run(), policy())]).endswith(
+        "1 plans are the same to the bit. Training hours saved: 0.00. Regressions missed: 0."
+    )
+
+
+def test_hours_that_nothing_tells_are_left_out_and_said() -> None:
+    unpriced = EVIDENCE.model_copy(update={"trainings": (), "device": None})
+    lazy = CONFIG.model_copy(update={"train_at_drop": 0.3})
+    skipped = PastRun(run_id="r", source="may", plan=decide(unpriced, policy(lazy)), seconds=0.0, gained=None)
+    assert "Training hours saved: 0.00 (without 1 whose cost nothing tells)." in summarise([replay(skipped, policy())])

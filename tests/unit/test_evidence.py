@@ -1,0 +1,281 @@
+"""What a plan is concluded from: read from the store, and said where it is not there."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+import yaml
+
+from components.core.config import load_config
+from components.core.contracts import (
+    DriftReport,
+    Evaluation,
+    HoldoutScores,
+    Interval,
+    Lineage,
+    PairedOutcome,
+    RunParameters,
+    StepDocument,
+    TrainingSummary,
+    ValidationReport,
+)
+from components.core.errors import IntegrityError
+from components.core.plans import Decision, Evidence, Forecast, PastTraining, Rung
+from components.core.recipes import RECIPES, StrategyName
+from components.core.registry import EXEMPLARS, FISHER, Registry
+from components.core.runs import Run, StepRecord
+from components.core.storage import open_store, to_json
+from components.core.windows import to_parquet
+from components.decide.evidence import gather_evidence
+from components.decide.policy import decide
+from components.decide.utility import policy_of
+from components.ingest.step import ingest
+from tests.unit.test_datasets import deliver
+
+
+class House:
+    """A store with windows, versions and runs, none of which was trained."""
+
+    def __init__(self, place: Path) -> None:
+        self.place = place
+        self.config_path = place / "retrain.yaml"
+        settings = {"store": {"uri": "store", "cache": "cache"}, "ingest": {"workers": 1}, "model": "m"}
+        self.config_path.write_text(yaml.safe_dump(settings))
+        self.config = load_config(self.config_path)
+        self.store = open_store(self.config.store)
+        self.registry = Registry(self.store, "m")
+
+    def window(self, name: str, delivery: dict[str, range]) -> str:
+        return ingest(self.store, self.config, str(deliver(self.place / name, delivery))).id
+
+    def promote(
+        self,
+        windows: tuple[str, ...],
+        strategy: StrategyName,
+        parent: str | None,
+        run_id: str | None = None,
+        files: dict[str, bytes] | None = None,
+    ) -> str:
+        lineage = Lineage(
+            parent=parent,
+            windows=windows,
+            strategy=strategy,
+            hyperparameters=RECIPES[strategy],
+            seed=0,
+            package="retrain",
+        )
+        model = b'{"classes": ["cat", "dog"], "image_size": 224}'
+        version = self.registry.save_version({"lineage.json": to_json(lineage), "model.json": model, **(files or {})})
+        self.registry.append(
+            "promotion",
+            version,
+            expected_champion=parent,
+            window=windows[-1],
+            run_id=run_id,
+            actor="test",
+            reason="test",
+        )
+        return version
+
+    def run(self, run_id: str, *documents: tuple[str, StepDocument], strategy: str = "auto") -> Run:
+        run = Run(self.store, run_id)
+        run.begin(
+            self.config,
+            RunParameters(run_id=run_id, model="m", dataset=self.config.dataset, source="s", strategy=strategy),
+        )
+        for step, document in documents:
+            run.write(StepRecord(step=step, started=datetime.now(UTC), seconds=1.0, document=document))
+        return run
+
+    def evidence(self, window: str, drift: DriftReport, strategy: str = "auto") -> Evidence:
+        run = self.run(
+            "now", ("validate", ValidationReport(expectations=())), ("detect_drift", drift), strategy=strategy
+        )
+        return gather_evidence(run, window)
+
+
+@pytest.fixture
+def house(tmp_path: Path) -> House:
+    return House(tmp_path)
+
+
+def past_plan(strategy: StrategyName, evidence: Evidence | None = None) -> Decision:
+    rung = Rung(
+        strategy=strategy,
+        hyperparameters=RECIPES[strategy],
+        training_rows=10,
+        forecast=Forecast(strategy=strategy),
+    )
+    return Decision(action="train", rule="forced-strategy", reasons=("Asked for.",), rungs=(rung,), evidence=evidence)
+
+
+def trained(strategy: StrategyName, version: str = "v", **changes: object) -> TrainingSummary:
+    summary = TrainingSummary(
+        version=version,
+        strategy=strategy,
+        rows=1000,
+        replayed_rows=0,
+        classes=("cat", "dog"),
+        losses=(1.0,),
+        seconds=6.0,
+        images_per_second=1.0,
+        device="2 x H100, bfloat16",
+        processor="H100",
+        gpus=2,
+    )
+    return summary.model_copy(update=changes)
+
+
+def judged(challenger: str, old_before: int, old_after: int) -> Evaluation:
+    """Both on 100 rows; on the new holdout the challenger has 90 right and the champion 80."""
+
+    def scores(before: int, after: int) -> HoldoutScores:
+        paired = PairedOutcome(
+            both_right=min(before, after),
+            only_champion_right=max(0, before - after),
+            only_challenger_right=max(0, after - before),
+            both_wrong=100 - max(before, after),
+        )
+        return HoldoutScores(
+            rows=100, correct=after, paired=paired, new_classes={}, classes=("cat",), confusion=((100,),)
+        )
+
+    return Evaluation(champion="x", challenger=challenger, old=scores(old_before, old_after), new=scores(80, 90))
+
+
+def test_the_first_window_has_no_history_and_that_is_said(house: House) -> None:
+    window = house.window("first", {"cat": range(20), "dog": range(100, 120)})
+    found = house.evidence(window, DriftReport(champion=None, rows=8))
+    assert (found.champion, found.old_rows, found.old_windows, found.forgotten) == (None, 0, (), None)
+    assert found.window_classes == {"cat": 20, "dog": 20}
+    assert found.new_rows + found.held_out == 40
+    assert found.missing == ("No training is on record: what this one will take is not known.",)
+    assert decide(found, policy_of(house.config)).rule == "no-champion"
+
+
+def test_what_the_steps_before_found_is_taken_over(house: House) -> None:
+    old = house.window("old", {"cat": range(20), "dog": range(100, 115)})
+    new = house.window("new", {"cat": range(20, 40), "owl": range(200, 210)})
+    champion = house.promote((old,), "retrain", None)
+    interval = Interval(lower=0.1, upper=0.3)
+    drift = DriftReport(
+        champion=champion,
+        rows=6,
+        drifted=True,
+        change="blur",
+        reference_accuracy=0.9,
+        window_accuracy=0.7,
+        accuracy_drop=0.2,
+        accuracy_drop_interval=interval,
+    )
+    found = house.evidence(new, drift, strategy="ewc")
+    assert (found.champion, found.champion_classes, found.champion_image_size) == (champion, ("cat", "dog"), 224)
+    assert (found.old_windows, found.old_classes) == ((old,), {"cat": 20, "dog": 15})
+    assert (found.drifted, found.change, found.drop, found.drop_interval) == (True, "blur", 0.2, interval)
+    assert (found.forced, found.already_trained, found.released) == ("ewc", False, None)
+
+
+def test_the_current_window_is_no_old_one(house: House) -> None:
+    window = house.window("old", {"cat": range(20), "dog": range(100, 115)})
+    champion = house.promote((window,), "retrain", None)
+    found = house.evidence(window, DriftReport(champion=champion, rows=6))
+    assert (found.already_trained, found.old_windows, found.old_rows) == (True, (), 0)
+
+
+def test_exemplars_are_counted(house: House) -> None:
+    import pyarrow as pa
+
+    window = house.window("old", {"cat": range(20), "dog": range(100, 115)})
+    files = {EXEMPLARS: to_parquet(pa.table({"label": ["cat"] * 7})), FISHER: b""}
+    champion = house.promote((window,), "retrain", None, files=files)
+    found = house.evidence(window, DriftReport(champion=champion, rows=6))
+    assert (found.exemplars, found.has_fisher) == (7, True)
+
+
+def test_without_labels_exemplars_or_history_it_is_said_and_a_plan_follows(house: House) -> None:
+    old = house.window("old", {"cat": range(20), "dog": range(100, 115)})
+    new = house.window("new", {"cat": range(20, 40)})
+    champion = house.promote((old,), "fine-tune", None)
+    found = house.evidence(new, DriftReport(champion=champion, rows=6))
+    assert found.missing == (
+        "No training is on record: what this one will take is not known.",
+        "No image of a class that the champion knows has a label yet: its loss of accuracy is not measured.",
+        "Nor is it estimated: the champion's reference has no rehearsed changes.",
+        "The champion's version keeps no exemplars: all old training rows are drawn from.",
+        "No full retrain among the last 100 versions: when there was one is not known.",
+    )
+    plan = decide(found, policy_of(house.config))
+    assert (plan.action, plan.rule) == ("skip", "nothing-to-gain")
+
+
+def test_what_was_forgotten_since_the_last_full_retrain_adds_up(house: House) -> None:
+    windows = [house.window(str(n), {"cat": range(10 * n, 10 * n + 10)}) for n in range(3)]
+    first = house.promote((windows[0],), "retrain", None, "run-0")
+    second = house.promote(tuple(windows[:2]), "fine-tune", first, "run-1")
+    house.run("run-1", ("evaluate-1", judged("not this one", 90, 10)), ("evaluate-2", judged(second, 90, 87)))
+    third = house.promote(tuple(windows), "rehearsal", second, "run-2")
+    house.run("run-2", ("evaluate-1", judged(third, 88, 89)))
+    found = house.evidence(house.window("new", {"cat": range(50, 60)}), DriftReport(champion=third, rows=2))
+    assert found.windows_since == 2
+    assert found.forgotten == pytest.approx(0.03 - 0.01)
+    assert found.retrained == datetime.now(UTC).date()
+
+
+def test_a_promotion_that_nobody_measured_makes_the_sum_unknown(house: House) -> None:
+    old, new = house.window("a", {"cat": range(10)}), house.window("b", {"cat": range(10, 20)})
+    first = house.promote((old,), "retrain", None)
+    second = house.promote((old, new), "fine-tune", first)
+    found = house.evidence(house.window("c", {"cat": range(20, 30)}), DriftReport(champion=second, rows=2))
+    assert (found.windows_since, found.forgotten) == (1, None)
+    assert found.missing[-1].startswith("Not every promotion since the last full retrain was measured")
+
+
+def test_past_runs_tell_what_trainings_take_and_bring(house: House) -> None:
+    old = house.window("a", {"cat": range(20), "dog": range(100, 120)})
+    champion = house.promote((old,), "retrain", None)
+    earlier = house.evidence(house.window("b", {"cat": range(20, 40)}), DriftReport(champion=champion, rows=2))
+    house.run(
+        "a-past-run",
+        ("decide", past_plan("fine-tune", earlier)),
+        ("train-1", trained("fine-tune")),
+        ("evaluate-1", judged("v", 90, 88)),
+    )
+    run = house.run(
+        "later",
+        ("validate", ValidationReport(expectations=())),
+        ("detect_drift", DriftReport(champion=champion, rows=2)),
+    )
+    found = gather_evidence(run, house.window("c", {"cat": range(40, 60)}))
+    assert found.trainings == (
+        PastTraining(strategy="fine-tune", device="2 x H100, bfloat16", work=30_000.0, seconds=6.0),
+    )
+    assert (found.device, found.processor, found.gpus) == ("2 x H100, bfloat16", "H100", 2)
+    assert [(gain.strategy, gain.old, gain.new) for gain in found.gains] == [
+        ("fine-tune", pytest.approx(-0.02), pytest.approx(0.1))
+    ]
+
+
+def test_a_run_that_cannot_be_read_is_left_out_and_named(house: House) -> None:
+    broken = house.run("broken")
+    house.store.put(broken.key("decide.json"), b"{")
+    found = house.evidence(house.window("a", {"cat": range(20)}), DriftReport(champion=None, rows=2))
+    assert found.missing[-1].startswith("Run broken cannot be read: ")
+
+
+def test_a_broken_ledger_stops_the_plan(house: House) -> None:
+    window = house.window("a", {"cat": range(20)})
+    champion = house.promote((window,), "retrain", None)
+    house.store.put("models/m/ledger/0000000001.json", b"{}")
+    with pytest.raises(IntegrityError, match="the ledger of m is broken"):
+        house.evidence(window, DriftReport(champion=champion, rows=2))
+
+
+def test_the_same_evidence_is_gathered_twice_and_makes_the_same_plan(house: House) -> None:
+    old, new = house.window("a", {"cat": range(20)}), house.window("b", {"cat": range(20, 40)})
+    champion = house.promote((old,), "retrain", None)
+    found = house.evidence(new, DriftReport(champion=champion, rows=2))
+    again = gather_evidence(Run(house.store, "now"), new)
+    assert to_json(again) == to_json(found)
+    assert decide(again, policy_of(house.config)).digest == decide(found, policy_of(house.config)).digest
