@@ -51,7 +51,7 @@ def main() -> int:
     for flag in ("--quick", "--check", "--write"):
         options.add_argument(flag, action="store_true")
     chosen = options.parse_args()
-    cases = read_table()
+    cases = [case for case in read_table() if set(RECIPES) < set(case["outcomes"])]
     if chosen.write:
         write_experience(cases)
     by_scenario: dict[str, list[Case]] = defaultdict(list)
@@ -134,6 +134,7 @@ def evidence_of(case: Case) -> Evidence:
         faults=tuple(fault.sentence for fault in drift.faults),
         drifted=drift.drifted,
         change=drift.change,
+        alarm=drift.alarm,
         drop=drift.accuracy_drop,
         drop_interval=drift.accuracy_drop_interval,
         estimated_drop=drift.estimated_drop,

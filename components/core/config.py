@@ -202,7 +202,7 @@ class DecisionConfig(Section):
             raise ValueError("each strategy once")
         return ladder
 
-    candidates: tuple[StrategyName, ...] = ("rehearsal", "warm-retrain", "retrain")
+    candidates: Annotated[tuple[StrategyName, ...], Field(min_length=1)] = ("rehearsal", "warm-retrain", "retrain")
     """Strategies that are weighed for the first attempt; the ladder goes on from there."""
     mode: Literal["managed", "manual"] = "managed"
     """managed: what the gate passes is promoted. manual: it waits for `retrain approve RUN`."""

@@ -53,7 +53,9 @@ class Evidence(Document):
         released: Who let this window out of quarantine and why, if anybody did.
         invalid: Sentences of the expectations that do not hold and reject.
         faults: Sentences of what triage found.
-        drifted: Whether the images differ from the reference; `change` is the kind that this looks like.
+        drifted: Whether the images differ from the reference; `change` is the kind that this looks like, `effects` are
+            by how much, view by view (see `DriftView`).
+        alarm: Whether enough of the last windows do, this one included.
         drop: Accuracy that the champion lost here against its reference, in [-1, 1], with its 95 % interval.
         estimated_drop: The same as estimated without labels, with its 90 % interval.
         drift_sentence: The same in words.
@@ -87,6 +89,8 @@ class Evidence(Document):
     faults: tuple[str, ...] = ()
     drifted: bool = False
     change: str | None = None
+    effects: dict[str, float] = Field(default_factory=dict)
+    alarm: bool = False
     drop: float | None = None
     drop_interval: Interval | None = None
     estimated_drop: float | None = None

@@ -47,6 +47,8 @@ def gather_evidence(record: Run, window_id: str) -> Evidence:
         faults=tuple(fault.sentence for fault in drift.faults),
         drifted=drift.drifted,
         change=drift.change,
+        effects={view.name: view.effect for view in drift.views},
+        alarm=drift.alarm,
         drop=drift.accuracy_drop,
         drop_interval=drift.accuracy_drop_interval,
         estimated_drop=drift.estimated_drop,

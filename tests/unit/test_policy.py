@@ -33,7 +33,7 @@ def drift(
     lower: float = 0.01,
     upper: float = 0.9,
     faults: tuple[Fault, ...] = (),
-    drifted: bool = False,
+    alarm: bool = False,
 ) -> DriftReport:
     if drop is None:
         return DriftReport(champion="v1", rows=500, p_value=0.4, faults=faults)
@@ -41,7 +41,8 @@ def drift(
         champion="v1",
         rows=500,
         p_value=0.002,
-        drifted=drifted,
+        drifted=alarm,
+        alarm=alarm,
         reference_accuracy=0.95,
         window_accuracy=0.95 - drop,
         accuracy_drop=drop,
@@ -58,6 +59,7 @@ def replace(
         changes |= {
             "faults": tuple(fault.sentence for fault in drift.faults),
             "drifted": drift.drifted,
+            "alarm": drift.alarm,
             "drop": drift.accuracy_drop,
             "drop_interval": drift.accuracy_drop_interval,
             "drift_sentence": drift.sentence,
@@ -152,14 +154,14 @@ BOOTSTRAP = replace(
         ),
         pytest.param(replace(QUIET, drift=drift(0.029)), "nothing-to-gain", "skip", [], id="below the threshold"),
         pytest.param(
-            replace(QUIET, drift=drift(0.1, lower=0.0, drifted=True)),
+            replace(QUIET, drift=drift(0.1, lower=0.0, alarm=True)),
             "changed-images",
             "train",
             ["fine-tune", "retrain"],
             id="a drop that may be chance, of images that changed",
         ),
         pytest.param(
-            replace(QUIET, drift=drift(0.0, lower=-0.1, drifted=True)), "changed-images", "skip", [], id="harmless"
+            replace(QUIET, drift=drift(0.0, lower=-0.1, alarm=True)), "changed-images", "skip", [], id="harmless"
         ),
         pytest.param(
             replace(QUIET, image_size=48), "other-image-size", "skip", [], id="another size that brings nothing"
@@ -485,9 +487,25 @@ def test_what_does_not_fit_into_the_budget_is_not_weighed() -> None:
     assert strategies(plan(evidence, CONFIG.model_copy(update={"max_seconds": 100.0})))[0] == "fine-tune"
     broke = plan(evidence, CONFIG.model_copy(update={"max_seconds": 10.0}))
     assert broke.action == "skip"
-    assert "Nothing fits into the budget of 10.0 s" in broke.reasons[0]
+    assert "Nothing fits into the budget of 10 s" in broke.reasons[0]
     priced = {"prices": {"CPU": 1.0}, "max_money": 0.01}  # 36 seconds
     assert strategies(plan(evidence, CONFIG.model_copy(update=priced)))[0] == "fine-tune"
+
+
+def test_rungs_that_do_not_fit_into_the_budget_are_left_out() -> None:
+    trained = {"trainings": (ran("fine-tune", 1000, 1.0),), "device": "cpu"}  # 21 s, and a retrain 126 s
+    evidence = replace(QUIET, drift=drift(0.03), **trained)
+    assert strategies(plan(evidence)) == ["fine-tune", "retrain"]
+    assert strategies(plan(evidence, CONFIG.model_copy(update={"max_seconds": 100.0}))) == ["fine-tune"]
+
+
+def test_a_budget_that_nothing_tells_whether_it_is_kept_is_said() -> None:
+    evidence = replace(QUIET, drift=drift(0.5))
+    for limit, told in (({"max_seconds": 5.0}, "5 s"), ({"max_money": 0.5}, "0.5 EUR")):
+        decided = plan(evidence, CONFIG.model_copy(update=limit))
+        assert decided.action == "train"
+        assert f"Nothing tells yet what it takes, so the budget of {told} may not be kept." in decided.reasons
+    assert not [r for r in plan(evidence).reasons if "budget" in r]
 
 
 def test_a_candidate_off_the_ladder_stands_below_what_costs_more() -> None:
