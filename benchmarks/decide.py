@@ -29,18 +29,18 @@ from typing import Any
 
 from scenarios import read_table
 
-from components.core.config import DecisionConfig
+from components.core.config import DecisionConfig, TrainingConfig
 from components.core.contracts import DriftReport, ValidationReport
-from components.core.plans import Evidence, PastGain, PastTraining
+from components.core.plans import SKIP, Evidence, PastGain, PastTraining
 from components.core.recipes import RECIPES
 from components.decide.costs import training_seconds, training_work
 from components.decide.policy import plan_for
 from components.decide.situation import describe_situation
 from components.decide.turning import outcome_of
-from components.decide.utility import SKIP, Policy, training_rows
+from components.decide.utility import Policy, training_rows
 
 EXPERIENCE = Path(__file__).parents[1] / "components" / "decide" / "experience.json"
-FISHER_ROWS = 256
+ARCHITECTURE = "small-cnn"
 SCENARIOS, SEEDS, MEAN_REGRET, WORST_REGRET, COMPUTE, ERROR = 12, 3, 0.5, 3.0, 0.35, 0.25
 Case = Mapping[str, Any]
 BASELINES = (SKIP, "distil", "warm-retrain", "retrain")
@@ -97,7 +97,7 @@ def judge(name: str, group: Sequence[Case], by_scenario: Mapping[str, Sequence[C
 
 
 def policy_with(gains: Sequence[PastGain]) -> Policy:
-    return Policy(decision=DecisionConfig(), recipes=RECIPES, fisher_rows=FISHER_ROWS, experience=gains)
+    return Policy(decision=DecisionConfig(), training=TrainingConfig(architecture=ARCHITECTURE), experience=gains)
 
 
 def score(case: Case, strategy: str) -> float:
@@ -170,8 +170,9 @@ def estimate_errors(cases: Sequence[Case], histories: int) -> list[float]:
     errors = []
     for _ in range(histories):
         history = draw.sample(trainings, 3)
-        for _scenario, real in draw.sample(trainings, 20):
-            estimate = training_seconds(real.strategy, real.work, [past for _, past in history], "cpu")
+        for _scenario, real in draw.sample([one for one in trainings if one not in history], 20):
+            past = [training for _, training in history]
+            estimate = training_seconds(real.strategy, real.work, past, "cpu", architecture=ARCHITECTURE)
             assert estimate is not None
             errors.append(abs(estimate - real.seconds) / real.seconds)
     return errors
@@ -180,11 +181,13 @@ def estimate_errors(cases: Sequence[Case], histories: int) -> list[float]:
 def trainings_of(case: Case) -> list[PastTraining]:
     """The trainings of a case as a run record would tell them."""
     evidence = evidence_of(case)
+    training = TrainingConfig(architecture=ARCHITECTURE, image_size=evidence.image_size)
     return [
         PastTraining(
             strategy=strategy,
             device="cpu",
-            work=training_work(RECIPES[strategy], training_rows(RECIPES[strategy], evidence), FISHER_ROWS),
+            architecture=ARCHITECTURE,
+            work=training_work(RECIPES[strategy], training_rows(RECIPES[strategy], evidence), training),
             seconds=outcome["seconds"],
         )
         for strategy, outcome in case["outcomes"].items()

@@ -248,6 +248,7 @@ def run_case(folder: Path, name: str, seed: int, strategies: Sequence[str]) -> d
     registry = Registry(run.store, settings.model)
     version = registry.champion().version  # type: ignore[union-attr]
     champion = load_classifier(registry, version)
+    release(registry, version, window)
     outcomes = {"skip": (0.0, *judge(champion, holdouts, settings))}
     for strategy in strategies:
         attempt = again(run, f"with-{strategy}", strategy)
@@ -301,6 +302,19 @@ def begin(config: Path, run_id: str, source: Path, strategy: str) -> tuple[Run, 
     validate.run(str(config), run_id, window)
     detect_drift.run(str(config), run_id, window)
     return Run(open_store(load_config(config).store), run_id), window
+
+
+def release(registry: Registry, champion: str, window: str) -> None:
+    """Let a window pass that validation or triage sets aside: what it would have done is of interest, too."""
+    registry.append(
+        "release",
+        None,
+        expected_champion=champion,
+        window=window,
+        run_id=None,
+        actor="benchmark",
+        reason="to see what comes of it",
+    )
 
 
 def again(run: Run, run_id: str, strategy: str) -> Run:

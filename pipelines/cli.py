@@ -72,6 +72,7 @@ def plan(
         typer.echo(json.dumps({"digest": made.digest, **made.model_dump(mode="json")}, ensure_ascii=False))
     else:
         print_plan(made, load_config(config).decision.currency)
+        typer.echo(f"retrain run --plan {made.digest[:12]} carries out exactly this.")
 
 
 @app.command()
@@ -90,6 +91,12 @@ def run(
             "a source and a plan" if source else "neither a source nor a plan",
             expected="one of them",
             next_command="retrain run FOLDER, or retrain run --plan DIGEST",
+        )
+    if plan and strategy != "auto":
+        raise ConfigurationError(
+            f"a plan and the strategy {strategy}",
+            expected="one of them: the plan has its strategies",
+            next_command=f"retrain plan FOLDER --strategy {strategy} makes a plan with it",
         )
     if plan:
         from pipelines.planning import planned_source

@@ -20,9 +20,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TextIO
 
-from components.core.config import Config, check_strategy, load_config
+from components.core.config import Config, check_strategy, load_config, planned
 from components.core.contracts import RunReport
 from components.core.errors import ConfigurationError, RunFailed
+from components.core.plans import find_plan
 from components.core.registry import Registry
 from components.core.runs import Run
 from components.core.storage import open_store
@@ -41,13 +42,15 @@ def check_inputs(config: Config, source: str, strategy: str) -> None:
     """Find what would stop a run before it begins, so that bad input changes nothing in the store.
 
     Raises:
-        ConfigurationError: The strategy is unknown, the store does not answer, or there is no such window.
+        ConfigurationError: The strategy or plan is unknown, the store does not answer, or there is no such window.
         SourceError: The source is no folder of labelled images.
         IntegrityError: The ledger or a file of the champion is not what was written.
     """
     check_strategy(strategy, config)
     store = open_store(config.store)
     store.check_reachable(write=True)
+    if digest := planned(strategy):
+        find_plan(store, config.model, digest)
     if names_window(source):
         Window.open(store, config.dataset, source)
     else:

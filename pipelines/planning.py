@@ -15,7 +15,7 @@ from rich.table import Table
 
 from components.core.config import MAX_RUNGS, load_config
 from components.core.contracts import Evaluation, Outcome, TrainingSummary, Verdict
-from components.core.errors import ConfigurationError
+from components.core.errors import ConfigurationError, IntegrityError
 from components.core.plans import Decision, find_plan
 from components.core.registry import Registry
 from components.core.runs import Run
@@ -73,7 +73,7 @@ def planned_source(config_path: Path, name: str) -> tuple[str, str]:
     plan = find_plan(store, config.model, name)
     assert plan.evidence is not None, "plans in the store have their evidence"
     champion = Registry(store, config.model).champion()
-    check_plan(plan, plan.evidence.window, champion.version if champion else None)
+    check_plan(plan, plan.evidence.window, champion.version if champion else None, config)
     return plan.evidence.window, f"plan:{plan.digest}"
 
 
@@ -103,8 +103,7 @@ def print_plan(plan: Decision, currency: str) -> None:
             console.print(f"\n{title}:")
             for sentence in sentences:
                 console.print(f"  {escape(sentence)}", highlight=False)
-    next_step = f"retrain run --plan {plan.digest[:12]}" if plan.evidence else "retrain run FOLDER"
-    console.print(f"\nplan {plan.digest}\n[dim]{next_step} carries out exactly this.[/dim]", soft_wrap=True)
+    console.print(f"\nplan {plan.digest}", soft_wrap=True, highlight=False)
 
 
 def explain_run(config_path: Path, name: str, *, as_json: bool) -> None:
@@ -162,7 +161,8 @@ def backtest(config_path: Path, policy_path: Path | None, *, as_json: bool) -> N
                 "then": one.then,
                 "now": one.now,
                 "same": one.same,
-                "seconds_then": one.run.seconds,
+                "in_force": one.in_force,
+                "seconds_then": sum(one.run.seconds),
                 "seconds_now": one.seconds_now,
                 "missed": one.missed,
             }
@@ -177,16 +177,21 @@ def backtest(config_path: Path, policy_path: Path | None, *, as_json: bool) -> N
     for one in replays:
         seconds = "?" if one.seconds_now is None else f"{one.seconds_now:.0f}"
         missed = f"{100 * one.missed:.1f}" if one.missed else "–"
-        same = "yes" if one.same else "no"
+        same = "yes" if one.same else "no" if one.in_force else "other policy"
         name = escape(one.run.source.rstrip("/").rpartition("/")[2])
-        table.add_row(name, one.then, one.now, same, f"{one.run.seconds:.0f}", seconds, missed)
+        table.add_row(name, one.then, one.now, same, f"{sum(one.run.seconds):.0f}", seconds, missed)
     if replays:
         console.print(table)
     console.print(f"\n{summarise(replays)}" if replays else "no run with a plan yet: retrain run FOLDER makes one")
 
 
 def _past_run(run: Run) -> PastRun | None:
-    plan = run.read("decide", Decision)
+    """A run as it is replayed; None where it decided nothing, or in an earlier release that kept no evidence."""
+    try:
+        plan = run.read("decide", Decision)
+    except IntegrityError as error:
+        Console(stderr=True).print(f"left out: {escape(error.found)}", highlight=False, soft_wrap=True)
+        return None
     if plan is None or plan.evidence is None:
         return None
     outcome = run.read("outcome", Outcome)
@@ -196,7 +201,7 @@ def _past_run(run: Run) -> PastRun | None:
         run_id=run.run_id,
         source=run.parameters.source,
         plan=plan,
-        seconds=sum(attempt.seconds_real for attempt in attempts),
+        seconds=tuple(attempt.seconds_real for attempt in attempts),
         gained=attempts[-1].gain_real if attempts and promoted else None,
     )
 

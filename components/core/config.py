@@ -212,6 +212,11 @@ class DecisionConfig(Section):
     """New images per old image from which training is weighed even without a drop."""
     retrain_worth: Annotated[float, Field(ge=0)] = 0.5
     """Points of accuracy that a full retrain must bring to be worth its compute; half the compute, half the points."""
+    point_worth: Annotated[float, Field(gt=0)] | None = None
+    """What a point of accuracy is worth, in `currency`: compute that has a price (`prices`) is then weighed by that
+    instead of by its share of a full retrain."""
+    max_forgotten: Fraction = 0.05
+    """Accuracy lost on old holdouts since the last full retrain, over all promotions, from which all is retrained."""
     max_seconds: Annotated[float, Field(gt=0)] | None = None
     """Longest training that a plan may contain; None: no limit."""
     max_money: Annotated[float, Field(ge=0)] | None = None
@@ -362,6 +367,8 @@ class Config(Section):
                 if name not in self.training.strategies:
                     known = ", ".join(self.training.strategies)
                     raise ValueError(f"decision.{key} names {name!r}, expected one of {known}")
+        if wrong := {"auto", "skip"} & set(self.training.strategies):
+            raise ValueError(f"training.strategies: {min(wrong)!r} is no name for a strategy, it means something else")
         if self.training.strategies["retrain"].start != "fresh":
             raise ValueError("training.strategies.retrain must start fresh: it makes the first champion")
         return self

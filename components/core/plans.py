@@ -6,7 +6,6 @@ is concluded (`decide`).
 
 from __future__ import annotations
 
-import hashlib
 from datetime import date
 from typing import Literal
 
@@ -15,18 +14,22 @@ from pydantic import Field
 from components.core.contracts import Document, Interval, StepDocument
 from components.core.errors import ConfigurationError, IntegrityError
 from components.core.recipes import Recipe, StrategyName
-from components.core.storage import ObjectStore, get_json, to_json
+from components.core.storage import ObjectStore, get_json, sha256_hex, to_json
 
 Action = Literal["train", "skip", "quarantine"]
+SKIP = "skip"  # as a strategy: to keep the champion
 
 
 class PastTraining(Document):
-    """A training of the past: what it had to do (`work`, see `decide.costs`) and how long that took, in seconds."""
+    """A training of the past: what it had to do (`work`, see `decide.costs`), how many seconds that took, and how many
+    the rest of its step did (images decoded, the reference measured, files written)."""
 
     strategy: StrategyName
     device: str
+    architecture: str
     work: float
     seconds: float
+    other_seconds: float = 0.0
 
 
 class PastGain(Document):
@@ -176,10 +179,11 @@ class Decision(StepDocument):
         classes: Those that the challenger will know: the champion's in their order, then the new ones.
         champion: The version that the plan is about; `old_windows` are its but the current one: what is replayed, and
             what the old holdout is.
-        alternatives: What every strategy that was weighed is expected to bring and to cost, and skipping.
-        confidence: Chance that the first rung (or skipping) is the best of them, in [0, 1]; None where the rule leaves
-            no choice.
+        alternatives: What the strategies in question are expected to bring and to cost, and skipping.
+        confidence: Chance that what was chosen is worth more than what comes next of what was weighed, in [0, 1]; None
+            where nothing was.
         turning_points: What would have to be different for another plan, one sentence each.
+        policy: Digest of the policy; `training` that of how it trains, which must be the same to carry out the plan.
         evidence: What all of this was concluded from; None in a plan of an earlier release.
     """
 
@@ -193,12 +197,14 @@ class Decision(StepDocument):
     alternatives: tuple[Forecast, ...] = ()
     confidence: float | None = None
     turning_points: tuple[str, ...] = ()
+    policy: str = ""
+    training: str = ""
     evidence: Evidence | None = None
 
     @property
     def digest(self) -> str:
         """SHA-256 of the plan: its name in the store."""
-        return hashlib.sha256(to_json(self)).hexdigest()
+        return sha256_hex(to_json(self))
 
     @property
     def word(self) -> str:
@@ -217,7 +223,8 @@ class Decision(StepDocument):
                 "|---|---|---|---|---|",
             ]
             lines += [f"| {' | '.join((forecast.strategy, *forecast.cells))} |" for forecast in self.alternatives]
-        return "\n".join([*lines, "", *(f"- {point}" for point in self.turning_points)])
+        missing = self.evidence.missing if self.evidence else ()
+        return "\n".join([*lines, "", *(f"- {point}" for point in (*self.turning_points, *missing))])
 
     @property
     def sentence(self) -> str:
@@ -247,8 +254,9 @@ def find_plan(store: ObjectStore, model: str, name: str) -> Decision:
             expected="the digest of one plan, or its first letters",
             next_command="retrain plan FOLDER makes one and prints its digest",
         )
-    plan = get_json(store, _key(model, matches[0]), Decision)
-    if plan is None or plan.digest != matches[0]:
+    key = _key(model, matches[0])
+    plan = get_json(store, key, Decision)
+    if plan is None or sha256_hex(store.get(key)) != matches[0]:
         raise IntegrityError(
             f"plan {matches[0]} is not what was written",
             expected="a plan whose digest is its name",

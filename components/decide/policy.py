@@ -5,14 +5,25 @@ less the price of the compute. Values in, values out.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from components.core.config import MAX_RUNGS, DecisionConfig
-from components.core.plans import Action, Decision, Evidence, Forecast, Rung
+from components.core.plans import SKIP, Action, Decision, Evidence, Forecast, Rung
 from components.core.recipes import StrategyName
 from components.decide.rules import RULES, Choice
 from components.decide.situation import learnable_classes
 from components.decide.turning import turning_points
-from components.decide.utility import SKIP, Policy, chance_to_be_best, forecast, relative_work, training_rows, utility
+from components.decide.utility import (
+    Policy,
+    chance_to_be_best,
+    digest_of,
+    forecast,
+    relative_work,
+    training_rows,
+    utility,
+)
+
+Forecasts = Mapping[StrategyName, Forecast]
 
 
 def decide(evidence: Evidence, policy: Policy) -> Decision:
@@ -24,69 +35,87 @@ def decide(evidence: Evidence, policy: Policy) -> Decision:
         evidence: See `Evidence`.
         policy: Thresholds, recipes, experience.
     """
-    plan = plan_for(evidence, policy)
-    return plan.model_copy(update={"turning_points": turning_points((evidence, policy), plan_for)})
+    told = {
+        "turning_points": turning_points((evidence, policy), plan_for),
+        "policy": policy.digest,
+        "training": digest_of(policy.training),
+    }
+    return plan_for(evidence, policy).model_copy(update=told)
 
 
 def plan_for(evidence: Evidence, policy: Policy) -> Decision:
     """Apply the rules in order, weigh what the first one leaves open, and lay out the ladder."""
     config = policy.decision
     rule, choice = next((r, c) for r in RULES if (c := r(evidence, config)))
-    forecasts = _forecasts(evidence, policy) if choice.action == "train" else {}
-    first, reasons = _choose(choice, forecasts, evidence, policy)
-    action: Action = "skip" if first == SKIP else choice.action
+    forecasts = _forecasts(choice, evidence, policy)
+    weighing = _weigh(choice, forecasts, evidence, policy)
+    action: Action = "skip" if weighing.first == SKIP else choice.action
+    ladder = _ladder(weighing.first, choice, forecasts, evidence, policy) if action == "train" else ()
+    reasons = [*weighing.reasons]
     if action == "train" and evidence.champion:
         reasons.append(evidence.drift_sentence)
     if evidence.released:
         reasons.append(evidence.released)
-    ladder = _ladder(first, choice, evidence, policy) if action == "train" and first else ()
-    rungs = tuple(_rung(strategy, evidence, policy) for strategy in ladder)
-    if _unpriced([rung.forecast for rung in rungs], config):
+    if _unpriced([forecasts[strategy] for strategy in ladder], config):
         reasons.append(f"Nothing tells yet what it takes, so the budget of {_budget(config)} may not be kept.")
-    weighed = choice.action == "train" and choice.first is None
     return Decision(
         action=action,
         rule=rule.__name__.replace("_", "-"),
         reasons=tuple(reason for reason in reasons if reason),
-        rungs=rungs,
+        rungs=tuple(_rung(forecasts[strategy], evidence, policy) for strategy in ladder),
         classes=(*evidence.champion_classes, *sorted(learnable_classes(evidence, config))),
         champion=evidence.champion,
         old_windows=evidence.old_windows,
         alternatives=tuple(forecasts.values()),
-        confidence=chance_to_be_best(first, list(forecasts.values())) if weighed and first else None,
+        confidence=weighing.confidence,
         evidence=evidence,
     )
 
 
-def _forecasts(evidence: Evidence, policy: Policy) -> dict[StrategyName, Forecast]:
-    """What skipping, the candidates and the ladder are expected to bring and to cost."""
-    asked = [evidence.forced] if evidence.forced else []
-    names = dict.fromkeys([SKIP, *policy.decision.candidates, *policy.decision.ladder, *asked])
-    return {name: forecast(name, evidence, policy) for name in names}
-
-
-def _choose(
-    choice: Choice, forecasts: Mapping[StrategyName, Forecast], evidence: Evidence, policy: Policy
-) -> tuple[StrategyName | None, list[str]]:
-    """The first attempt, or `SKIP`, and the reasons; None where the rule does not train."""
-    config = policy.decision
+def _forecasts(choice: Choice, evidence: Evidence, policy: Policy) -> Forecasts:
+    """What skipping, the candidates and the ladder are expected to bring and to cost, where there is a choice."""
     if choice.action != "train":
-        return None, [choice.sentence]
+        return {}
+    names = [SKIP, *policy.decision.candidates, *policy.decision.ladder] if evidence.champion else []
     if choice.first is not None:
-        return choice.first, [choice.sentence]
+        names.append(choice.first)
+    return {name: forecast(name, evidence, policy) for name in dict.fromkeys(names)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Weighing:
+    """The first attempt, or `SKIP`, and why; nothing where the rule does not train."""
+
+    first: StrategyName | None
+    reasons: tuple[str, ...]
+    confidence: float | None = None
+
+
+def _weigh(choice: Choice, forecasts: Forecasts, evidence: Evidence, policy: Policy) -> _Weighing:
+    """Choose what has the largest utility of what the rule, the budget and the experience leave."""
+    config = policy.decision
+    if choice.action != "train" or choice.first is not None:
+        return _Weighing(first=choice.first, reasons=(choice.sentence,))
     affordable = [name for name in config.candidates if _within_budget(forecasts[name], config)]
     if not affordable:
-        return SKIP, [f"Nothing fits into the budget of {_budget(config)}.", choice.sentence]
+        nothing_fits = f"Nothing fits into the budget of {_budget(config)}."
+        return _Weighing(first=SKIP, reasons=(nothing_fits, choice.sentence))
     known = [name for name in affordable if forecasts[name].gain is not None]
+    unknown = [name for name in affordable if name not in known]
+    untried = f"Nothing tells what {', '.join(unknown)} would bring here: `--strategy` tries it." if unknown else ""
     if not known:
-        return affordable[0], [choice.sentence, f"Nothing tells what {', '.join(affordable)} would bring here."]
+        return _Weighing(first=affordable[0], reasons=(choice.sentence, untried))
     weighed = [SKIP, *known] if choice.may_skip else known
-    best = max(weighed, key=lambda name: utility(name, evidence, policy))  # the first of equals
-    others = [forecasts[name].brief(config.currency) for name in weighed if name not in (best, SKIP)]
-    against = f" Weighed against it: {'; '.join(others)}." if others else ""
-    if best == SKIP:
-        return SKIP, [f"No training is worth its compute.{against}", choice.sentence]
-    return best, [choice.sentence, f"{forecasts[best].brief(config.currency)}.{against}"]
+    best = max(weighed, key=lambda name: utility(forecasts[name], evidence, policy))  # the first of equals
+    others = [forecasts[name] for name in weighed if name != best]
+    against = "; ".join(other.brief(config.currency) for other in others if other.strategy != SKIP)
+    chosen = "No training is worth its compute" if best == SKIP else forecasts[best].brief(config.currency)
+    weighing = f"{chosen}.{f' Weighed against it: {against}.' if against else ''}"
+    return _Weighing(
+        first=best,
+        reasons=(weighing, choice.sentence, untried) if best == SKIP else (choice.sentence, weighing, untried),
+        confidence=chance_to_be_best(forecasts[best], others, evidence, policy),
+    )
 
 
 def _within_budget(forecast: Forecast, config: DecisionConfig) -> bool:
@@ -108,28 +137,31 @@ def _budget(config: DecisionConfig) -> str:
     return " and ".join(f"{limit:g} {unit}" for limit, unit in limits if limit is not None)
 
 
-def _ladder(first: StrategyName, choice: Choice, evidence: Evidence, policy: Policy) -> tuple[StrategyName, ...]:
+def _ladder(
+    first: StrategyName | None, choice: Choice, forecasts: Forecasts, evidence: Evidence, policy: Policy
+) -> tuple[StrategyName, ...]:
     """The rungs from `first` upwards, as far as the budget goes. One that is not on the ladder stands alone where a
-    person or a rule named it, and below what costs more where it was weighed.
+    person or a rule named it, and below what costs more where it was weighed. The first model has no other rung.
     """
+    assert first is not None
     ladder = policy.decision.ladder
-    if first in ladder:
-        rungs = ladder[ladder.index(first) :]
+    if evidence.champion is None:
+        above: tuple[StrategyName, ...] = ()
+    elif first in ladder:
+        above = ladder[ladder.index(first) + 1 :]
     elif choice.first is not None:
-        rungs = (first,)
+        above = ()
     else:
         work = relative_work(first, evidence, policy)
-        rungs = (first, *(rung for rung in ladder if relative_work(rung, evidence, policy) > work))
-    if evidence.champion is None:  # nothing to start from
-        rungs = tuple(rung for rung in rungs if policy.recipes[rung].start == "fresh")
-    affordable = (r for r in rungs[1:] if _within_budget(forecast(r, evidence, policy), policy.decision))
-    return (*rungs[:1], *affordable)[:MAX_RUNGS]
+        above = tuple(rung for rung in ladder if relative_work(rung, evidence, policy) > work)
+    return (first, *(rung for rung in above if _within_budget(forecasts[rung], policy.decision)))[:MAX_RUNGS]
 
 
-def _rung(strategy: StrategyName, evidence: Evidence, policy: Policy) -> Rung:
+def _rung(forecast: Forecast, evidence: Evidence, policy: Policy) -> Rung:
+    recipe = policy.training.strategies[forecast.strategy]
     return Rung(
-        strategy=strategy,
-        hyperparameters=policy.recipes[strategy],
-        training_rows=training_rows(policy.recipes[strategy], evidence),
-        forecast=forecast(strategy, evidence, policy),
+        strategy=forecast.strategy,
+        hyperparameters=recipe,
+        training_rows=training_rows(recipe, evidence),
+        forecast=forecast,
     )

@@ -73,6 +73,21 @@ def already_trained(evidence: Evidence, config: DecisionConfig) -> Choice | None
     return Choice(action="skip", sentence="The champion was trained on this window already.")
 
 
+def much_forgotten(evidence: Evidence, config: DecisionConfig) -> Choice | None:
+    """Updates have cost more on the old holdouts, one by one, than a model should lose."""
+    lost = evidence.forgotten
+    if lost is None or lost < config.max_forgotten:
+        return None
+    return Choice(
+        action="train",
+        first="retrain",
+        sentence=(
+            f"The model lost {_points(lost)} points on its old holdouts in {evidence.windows_since} updates since its "
+            f"last full retrain, at least {_points(config.max_forgotten)}: train it from all images."
+        ),
+    )
+
+
 def new_classes(evidence: Evidence, config: DecisionConfig) -> Choice | None:
     """Enough images of classes that the champion cannot answer."""
     found = learnable_classes(evidence, config)
@@ -132,9 +147,7 @@ def nothing_to_gain(evidence: Evidence, config: DecisionConfig) -> Choice:
     interval = f"95 % interval {_points(bounds.lower)} to {_points(bounds.upper)}"
     small = evidence.drop < config.train_at_drop
     why = f"below the threshold of {_points(config.train_at_drop)}" if small else "which may be chance"
-    sentence = (
-        f"Nothing to gain: the images look the same; a drop of {_points(evidence.drop)} points ({interval}), {why}."
-    )
+    sentence = f"Nothing to gain: no drift alarm; a drop of {_points(evidence.drop)} points ({interval}), {why}."
     return Choice(action="skip", sentence=sentence)
 
 
@@ -145,6 +158,7 @@ RULES: tuple[Rule, ...] = (
     no_champion,
     forced_strategy,
     already_trained,
+    much_forgotten,
     new_classes,
     measurable_drop,
     changed_images,

@@ -1,6 +1,7 @@
 """What would have changed a plan's mind: the nearest value of each lever at which another plan follows.
 
-Values in, values out. Nothing is approximated: the policy itself is asked again, with one value changed.
+Values in, values out. The policy itself is asked again, with one value changed, at STEPS values in each direction: a
+turn and its way back between two of them are not seen.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ from components.core.contracts import Interval
 from components.core.plans import Decision, Evidence
 from components.decide.utility import Policy
 
+ENOUGH = 1e-4  # of an accuracy, or of points
 Case = tuple[Evidence, Policy]
-STEPS, HALVINGS = 24, 14  # how finely a lever is moved: a step finds the turn, the halvings place it
+STEPS, HALVINGS = 24, 40  # how finely a lever is moved: a step finds the turn, the halvings place it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +72,7 @@ def _turns(lever: Lever, case: Case, now: str, outcome: Callable[[Case], str]) -
 def _nearest_turn(
     start: float, end: float, outcome: Callable[[float], str], now: str, *, whole: bool
 ) -> tuple[float, str] | None:
-    """The value nearest to `start`, toward `end`, with another outcome, and that outcome."""
+    """A value near `start`, toward `end`, with another outcome, and that outcome."""
     inside = start
     for step in range(1, STEPS + 1):
         outside = start + (end - start) * (step / STEPS) ** 2  # finer near the start
@@ -81,6 +83,8 @@ def _nearest_turn(
     else:
         return None
     for _ in range(HALVINGS):
+        if abs(outside - inside) <= (1.0 if whole else ENOUGH):
+            break
         middle = (inside + outside) / 2
         middle = float(round(middle)) if whole else middle
         if outcome(middle) == now:
@@ -138,7 +142,7 @@ def _worth_words(points: float, now: float) -> str:
 
 LEVERS: Sequence[Lever] = (
     Lever(
-        value=lambda case: case[0].drop,
+        value=lambda case: case[0].drop if case[0].drop_interval else None,
         moved=_with_drop,
         furthest=lambda case: (-0.1, 1.0),
         words=_drop_words,

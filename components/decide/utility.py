@@ -1,71 +1,59 @@
 """The utility of a strategy: the accuracy it is expected to bring, less the price of its compute. Values in and out.
 
-What it will bring is told by experience: what every strategy brought in situations like this one, in the benchmark
-(`experience.json`, see benchmarks/decide.py) and in the model's own past runs. Not covered: whether anything is done at
-all (`policy`).
+Not covered: whether anything is done at all (`policy`).
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from importlib.resources import files
 from math import sqrt
 from statistics import NormalDist
 
-import numpy as np
-
-from components.core.config import Config, DecisionConfig
+from components.core.config import Config, DecisionConfig, TrainingConfig
 from components.core.contracts import Interval
-from components.core.plans import Evidence, Forecast, PastGain
+from components.core.plans import SKIP, Evidence, Forecast, PastGain
 from components.core.recipes import Recipe, StrategyName
+from components.core.storage import sha256_hex, to_json
 from components.decide.costs import training_seconds, training_work
+from components.decide.gains import WITHIN, expected_gain
 from components.decide.situation import describe_situation
 
-SKIP = "skip"
-# How far apart two situations are that have little to say to each other. Chosen on the benchmark's scenarios, each left
-# out in turn.
-SCALES: Mapping[str, float] = {
-    "drop": 0.3,
-    "unknown": 0.2,
-    "volume": 0.5,
-    "imbalance": 0.15,
-    "resized": 1.0,
-}
-LOSSES = ("drop", "unknown")  # what a gain is proportional to
-RIDGE = 1e-4  # in squared accuracy: a hundredth
-NEIGHBOURS = 6  # two scenarios' seeds
 OWN = 3.0  # a run of this model counts for as many of the benchmark's
-WITHIN = NormalDist().inv_cdf(0.9)  # standard deviations to either side that hold 80 %
-LEAST_DEVIATION = 0.005  # of a gain, in accuracy: no holdout tells it better
 
 
 @dataclass(frozen=True, kw_only=True)
 class Policy:
-    """All that a plan follows from beside the evidence: thresholds and prices, recipes by strategy, rows of which
-    Fisher information is computed, and what strategies have brought elsewhere."""
+    """All that a plan follows from beside the evidence: thresholds and prices, recipes and what they train with, and
+    what strategies have brought elsewhere."""
 
     decision: DecisionConfig
-    recipes: Mapping[StrategyName, Recipe]
-    fisher_rows: int
+    training: TrainingConfig
     experience: Sequence[PastGain]
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of all of it."""
+        parts = (self.decision, self.training, *self.experience)
+        return sha256_hex(b"\n".join(to_json(part) for part in parts))
+
+
+def digest_of(training: TrainingConfig) -> str:
+    """SHA-256 of how a challenger is trained."""
+    return sha256_hex(to_json(training))
 
 
 def policy_of(config: Config) -> Policy:
     """The policy of a configuration, with the experience that comes with the product."""
-    return Policy(
-        decision=config.decision,
-        recipes=config.training.strategies,
-        fisher_rows=config.training.fisher_rows,
-        experience=benchmark_experience(),
-    )
+    return Policy(decision=config.decision, training=config.training, experience=benchmark_experience())
 
 
 @cache
 def benchmark_experience() -> tuple[PastGain, ...]:
-    """What strategies brought in the benchmark's scenarios."""
+    """What strategies brought in the benchmark's scenarios (benchmarks/decide.py)."""
     raw = json.loads(files("components.decide").joinpath("experience.json").read_text())
     return tuple(PastGain.model_validate(one) for one in raw)
 
@@ -79,15 +67,18 @@ def training_rows(recipe: Recipe, evidence: Evidence) -> int:
 
 
 def forecast(strategy: StrategyName, evidence: Evidence, policy: Policy) -> Forecast:
-    """What a strategy is expected to bring and to cost here."""
+    """What a strategy is expected to bring and to cost here. Without a champion nothing tells what it brings."""
     if strategy == SKIP:
         nothing = Interval(lower=0.0, upper=0.0)
         return Forecast(strategy=SKIP, gain=0.0, gain_interval=nothing, seconds=0.0, gpu_seconds=0.0, money=0.0)
-    recipe = policy.recipes[strategy]
-    work = training_work(recipe, training_rows(recipe, evidence), policy.fisher_rows)
-    seconds = training_seconds(strategy, work, evidence.trainings, evidence.device)
+    work = _work(strategy, evidence, policy)
+    seconds = training_seconds(
+        strategy, work, evidence.trainings, evidence.device, architecture=policy.training.architecture
+    )
     price = policy.decision.prices.get(evidence.processor or "")
-    gain = _expected_gain(strategy, evidence, policy)
+    cases = [(past, 1.0) for past in policy.experience if past.strategy == strategy]
+    cases += [(past, OWN) for past in evidence.gains if past.strategy == strategy]
+    gain = expected_gain(describe_situation(evidence, policy.decision), cases) if evidence.champion else None
     return Forecast(
         strategy=strategy,
         gain=gain.mean if gain else None,
@@ -98,84 +89,46 @@ def forecast(strategy: StrategyName, evidence: Evidence, policy: Policy) -> Fore
     )
 
 
-def utility(strategy: StrategyName, evidence: Evidence, policy: Policy) -> float:
+def utility(told: Forecast, evidence: Evidence, policy: Policy) -> float:
     """Points of accuracy that a strategy is expected to bring, less those that make its compute worth while."""
-    gain = _expected_gain(strategy, evidence, policy) if strategy != SKIP else None
-    return (100 * gain.mean if gain else 0.0) - policy.decision.retrain_worth * relative_work(
-        strategy, evidence, policy
-    )
+    return 100 * (told.gain or 0.0) - points_of_compute(told, evidence, policy)
+
+
+def points_of_compute(told: Forecast, evidence: Evidence, policy: Policy) -> float:
+    """Points of accuracy that the compute of a strategy must bring: by its price where a point has one, else by its
+    share of a full retrain's."""
+    worth = policy.decision.point_worth
+    if worth is not None and told.money is not None:
+        return told.money / worth
+    return policy.decision.retrain_worth * relative_work(told.strategy, evidence, policy)
 
 
 def relative_work(strategy: StrategyName, evidence: Evidence, policy: Policy) -> float:
     """Compute of a strategy, as a share of that of a full retrain on the same images."""
-
-    def work(recipe: Recipe) -> float:
-        return training_work(recipe, training_rows(recipe, evidence), policy.fisher_rows)
-
-    return 0.0 if strategy == SKIP else work(policy.recipes[strategy]) / max(1.0, work(policy.recipes["retrain"]))
+    if strategy == SKIP:
+        return 0.0
+    return _work(strategy, evidence, policy) / max(1e-9, _work("retrain", evidence, policy))
 
 
-def chance_to_be_best(strategy: StrategyName, forecasts: Sequence[Forecast]) -> float | None:
-    """Chance that a strategy brings more than the one that comes next, in [0, 1]; None where nothing tells.
+def chance_to_be_best(best: Forecast, others: Sequence[Forecast], evidence: Evidence, policy: Policy) -> float | None:
+    """Chance that a strategy's utility is above that of the one that comes next, in [0, 1]; None where there is none.
 
-    Both gains are taken as normal and independent.
+    Gains are taken as normal and independent.
     """
-    known = {f.strategy: f for f in forecasts if f.gain is not None}
-    others = [f for name, f in known.items() if name != strategy]
-    if strategy not in known or not others:
-        return None
-    mine = known[strategy]
-    return min(_chance_of_more(mine, other) for other in others)
+    mine = utility(best, evidence, policy)
+    chances = []
+    for other in others:
+        ahead = (mine - utility(other, evidence, policy)) / 100
+        spread = sqrt(_deviation(best) ** 2 + _deviation(other) ** 2)
+        chances.append(NormalDist().cdf(ahead / max(spread, 1e-9)))
+    return round(min(chances), 6) if chances else None
 
 
-def _chance_of_more(one: Forecast, other: Forecast) -> float:
-    assert one.gain is not None
-    assert other.gain is not None
-    spread = sqrt(_deviation(one) ** 2 + _deviation(other) ** 2)
-    return NormalDist().cdf((one.gain - other.gain) / max(spread, 1e-9))
-
-
-def _deviation(forecast: Forecast) -> float:
-    bounds = forecast.gain_interval
+def _deviation(told: Forecast) -> float:
+    bounds = told.gain_interval
     return (bounds.upper - bounds.lower) / (2 * WITHIN) if bounds else 0.0
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Gain:
-    """Change of the mean accuracy of both holdouts, in [-1, 1]."""
-
-    mean: float
-    interval: Interval
-
-
-def _expected_gain(strategy: StrategyName, evidence: Evidence, policy: Policy) -> _Gain | None:
-    """What the strategy brought before, the more alike the situation the more it counts; None if it never ran.
-
-    A line through what was lost (`drop`, `unknown`), fitted to cases weighted by how alike they are in everything. The
-    width of the kernel reaches to the NEIGHBOURS-th nearest case, so that there is always something to go by.
-
-    Source:
-        Local linear regression: Cleveland, "Robust Locally Weighted Regression", JASA 74 (1979).
-    """
-    cases = [(past, 1.0) for past in policy.experience if past.strategy == strategy]
-    cases += [(past, OWN) for past in evidence.gains if past.strategy == strategy]
-    if not cases:
-        return None
-    here = describe_situation(evidence, policy.decision)
-    squares = np.array([_squared_distance(here, past.situation) for past, _ in cases])
-    width = max(1.0, float(np.sort(squares)[min(NEIGHBOURS, len(squares)) - 1]))
-    weights = np.array([own for _, own in cases]) * np.exp(-squares / (2 * width))
-    gains = np.array([past.new if past.old is None else (past.old + past.new) / 2 for past, _ in cases])
-    away = np.array([[past.situation.get(name, 0.0) - here[name] for name in LOSSES] for past, _ in cases])
-    lines = np.column_stack([np.ones(len(cases)), away])
-    # The ridge keeps slopes at nothing where all cases stand in one place; it leaves the height alone.
-    ridge = np.diag([0.0, *[RIDGE * weights.sum()] * len(LOSSES)])
-    fitted = np.linalg.solve((lines.T * weights) @ lines + ridge, (lines.T * weights) @ gains)
-    variance = float(weights @ (gains - lines @ fitted) ** 2 / weights.sum())
-    mean, reach = float(fitted[0]), WITHIN * sqrt(variance + LEAST_DEVIATION**2)
-    return _Gain(mean=mean, interval=Interval(lower=mean - reach, upper=mean + reach))
-
-
-def _squared_distance(one: Mapping[str, float], other: Mapping[str, float]) -> float:
-    """Squared distance of two situations, each quantity in units of what makes a difference; unknown ones count 0."""
-    return sum(((one.get(name, 0.0) - other.get(name, 0.0)) / scale) ** 2 for name, scale in SCALES.items())
+def _work(strategy: StrategyName, evidence: Evidence, policy: Policy) -> float:
+    recipe = policy.training.strategies[strategy]
+    return training_work(recipe, training_rows(recipe, evidence), policy.training)

@@ -41,7 +41,11 @@ class House:
     def __init__(self, place: Path) -> None:
         self.place = place
         self.config_path = place / "retrain.yaml"
-        settings = {"store": {"uri": "store", "cache": "cache"}, "ingest": {"workers": 1}, "model": "m"}
+        settings: dict[str, object] = {
+            "store": {"uri": "store", "cache": "cache"},
+            "ingest": {"workers": 1},
+            "model": "m",
+        }
         self.config_path.write_text(yaml.safe_dump(settings))
         self.config = load_config(self.config_path)
         self.store = open_store(self.config.store)
@@ -86,7 +90,7 @@ class House:
             RunParameters(run_id=run_id, model="m", dataset=self.config.dataset, source="s", strategy=strategy),
         )
         for step, document in documents:
-            run.write(StepRecord(step=step, started=datetime.now(UTC), seconds=1.0, document=document))
+            run.write(StepRecord(step=step, started=datetime.now(UTC), seconds=10.0, document=document))
         return run
 
     def evidence(self, window: str, drift: DriftReport, strategy: str = "auto") -> Evidence:
@@ -204,7 +208,7 @@ def test_without_labels_exemplars_or_history_it_is_said_and_a_plan_follows(house
         "No image of a class that the champion knows has a label yet: its loss of accuracy is not measured.",
         "Nor is it estimated: the champion's reference has no rehearsed changes.",
         "The champion's version keeps no exemplars: all old training rows are drawn from.",
-        "No full retrain among the last 100 versions: when there was one is not known.",
+        "No full retrain is found among the last 100 versions: when there was one is not known.",
     )
     plan = decide(found, policy_of(house.config))
     assert (plan.action, plan.rule) == ("skip", "nothing-to-gain")
@@ -249,12 +253,66 @@ def test_past_runs_tell_what_trainings_take_and_bring(house: House) -> None:
     )
     found = gather_evidence(run, house.window("c", {"cat": range(40, 60)}))
     assert found.trainings == (
-        PastTraining(strategy="fine-tune", device="2 x H100, bfloat16", work=30_000.0, seconds=6.0),
+        PastTraining(
+            strategy="fine-tune",
+            device="2 x H100, bfloat16",
+            architecture="resnet18",
+            work=30_000 * 224**2 / 1e6,
+            seconds=6.0,
+            other_seconds=4.0,
+        ),
     )
     assert (found.device, found.processor, found.gpus) == ("2 x H100, bfloat16", "H100", 2)
     assert [(gain.strategy, gain.old, gain.new) for gain in found.gains] == [
         ("fine-tune", pytest.approx(-0.02), pytest.approx(0.1))
     ]
+
+
+def trained_run(house: House, run_id: str, seconds: float, model: str = "m", attempts: int = 1) -> None:
+    config = house.config.model_copy(update={"model": model})
+    run = Run(house.store, run_id)
+    run.begin(config, RunParameters(run_id=run_id, model=model, dataset="images", source="s", strategy="auto"))
+    for step, document in (
+        ("decide", past_plan("fine-tune")),
+        ("train-1", trained("fine-tune", seconds=seconds, attempts=attempts)),
+    ):
+        run.write(StepRecord(step=step, started=datetime.now(UTC), seconds=seconds, document=document))
+
+
+def test_runs_that_trained_nothing_do_not_push_out_those_that_did(house: House) -> None:
+    house.config_path.write_text(house.config_path.read_text() + "decision: {history_runs: 2}\n")
+    house.config = load_config(house.config_path)
+    for number in range(3):
+        trained_run(house, f"a{number}", float(number + 1))
+        trained_run(house, f"other-{number}", 99.0, model="another")
+    for number in range(5):
+        house.run(f"skipped-{number}", ("decide", Decision(action="skip", rule="nothing-to-gain", reasons=("No.",))))
+    found = house.evidence(house.window("a", {"cat": range(20)}), DriftReport(champion=None, rows=2))
+    assert [past.seconds for past in found.trainings] == [2.0, 3.0], "the last two, the latest last"
+
+
+def test_the_time_of_a_training_that_was_cut_off_tells_nothing(house: House) -> None:
+    trained_run(house, "a", 5.0, attempts=2)
+    found = house.evidence(house.window("a", {"cat": range(20)}), DriftReport(champion=None, rows=2))
+    assert (found.trainings, found.device) == ((), "2 x H100, bfloat16")
+
+
+def test_an_ancestor_that_is_gone_leaves_the_past_unknown(house: House) -> None:
+    old, new = house.window("a", {"cat": range(10)}), house.window("b", {"cat": range(10, 20)})
+    first = house.promote((old,), "retrain", None)
+    second = house.promote((old, new), "fine-tune", first)
+    house.store.delete(f"models/m/versions/{first}/manifest.json")
+    found = house.evidence(house.window("c", {"cat": range(20, 30)}), DriftReport(champion=second, rows=2))
+    assert (found.retrained, found.windows_since, found.forgotten) == (None, None, None)
+    assert found.missing[-1].startswith("No full retrain is found")
+
+
+def test_drift_that_cannot_be_told_is_said(house: House) -> None:
+    old = house.window("a", {"cat": range(20)})
+    champion = house.promote((old,), "retrain", None)
+    drift = DriftReport(champion=champion, rows=2, undecided="3 independent images are too few")
+    found = house.evidence(house.window("b", {"cat": range(20, 40)}), drift)
+    assert "Whether the images changed cannot be told: 3 independent images are too few." in found.missing
 
 
 def test_a_run_that_cannot_be_read_is_left_out_and_named(house: House) -> None:

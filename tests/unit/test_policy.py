@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from components.core.config import DecisionConfig
+from components.core.config import DecisionConfig, TrainingConfig
 from components.core.contracts import CheckedExpectation, DriftReport, Fault, Interval, ValidationReport
 from components.core.plans import Decision, Evidence, PastGain, PastTraining
 from components.core.recipes import Recipe, StrategyName
@@ -95,8 +95,12 @@ EXPERIENCE = tuple(
 )
 
 
+def training_with(recipes: dict[StrategyName, Recipe]) -> TrainingConfig:
+    return TrainingConfig(architecture="small-cnn", image_size=1000, strategies=recipes)  # a row is a million pixels
+
+
 def policy(config: DecisionConfig = CONFIG, experience: tuple[PastGain, ...] = EXPERIENCE) -> Policy:
-    return Policy(decision=config, recipes=LOOPS, fisher_rows=256, experience=experience)
+    return Policy(decision=config, training=training_with(LOOPS), experience=experience)
 
 
 def plan(evidence: Evidence, config: DecisionConfig = CONFIG) -> Decision:
@@ -136,6 +140,10 @@ BOOTSTRAP = replace(
         pytest.param(
             replace(QUIET, already_trained=True, drift=drift(0.2)), "already-trained", "skip", [], id="already trained"
         ),
+        pytest.param(
+            replace(QUIET, forgotten=0.06, windows_since=9), "much-forgotten", "train", ["retrain"], id="much forgotten"
+        ),
+        pytest.param(replace(QUIET, forgotten=0.04), "nothing-to-gain", "skip", [], id="little forgotten"),
         pytest.param(
             replace(QUIET, window_classes={"cat": 250, "owl": 20}),
             "new-classes",
@@ -256,7 +264,7 @@ def test_a_first_model_of_one_class_is_not_trained() -> None:
 
 
 def ran(strategy: StrategyName, work: float, seconds: float, device: str = "cpu") -> PastTraining:
-    return PastTraining(strategy=strategy, device=device, work=work, seconds=seconds)
+    return PastTraining(strategy=strategy, device=device, architecture="small-cnn", work=work, seconds=seconds)
 
 
 def forecasts(evidence: Evidence, config: DecisionConfig = CONFIG) -> dict[str, float | None]:
@@ -438,7 +446,7 @@ def test_one_row_on_each_side_is_enough_to_go_on() -> None:
 def test_a_first_model_has_only_rungs_that_need_no_champion() -> None:
     recipes = {**LOOPS, "warm-retrain": Recipe(epochs=1, learning_rate=1e-3, start="shrunk", rows="all")}
     config = DecisionConfig(ladder=("fine-tune", "retrain", "warm-retrain"), candidates=("retrain",))
-    decision = decide(BOOTSTRAP, dataclasses.replace(policy(config), recipes=recipes))
+    decision = decide(BOOTSTRAP, dataclasses.replace(policy(config), training=training_with(recipes)))
     assert strategies(decision) == ["retrain"]
 
 
@@ -470,6 +478,31 @@ def test_without_experience_the_first_candidate_is_tried_and_that_is_said() -> N
     assert strategies(decision) == ["fine-tune", "retrain"]
     assert "Nothing tells what fine-tune, retrain would bring" in decision.reasons[1]
     assert decision.confidence is None
+
+
+def test_a_candidate_of_which_nothing_is_known_is_named_and_not_weighed() -> None:
+    config = CONFIG.model_copy(update={"candidates": ("head-only", "fine-tune")})
+    decision = plan(replace(QUIET, drift=drift(0.1)), config)
+    assert strategies(decision)[0] == "fine-tune"
+    assert "Nothing tells what head-only would bring here: `--strategy` tries it." in decision.reasons
+
+
+def test_the_first_model_is_promised_no_gain() -> None:
+    decision = plan(BOOTSTRAP)
+    assert [forecast.strategy for forecast in decision.alternatives] == ["retrain"]
+    assert (decision.rungs[0].forecast.gain, decision.confidence) == (None, None)
+
+
+def test_confidence_in_skipping_what_is_not_worth_it_is_high() -> None:
+    decision = plan(replace(QUIET, drift=drift(0.1)), CONFIG.model_copy(update={"retrain_worth": 500.0}))
+    assert decision.action == "skip"
+    assert decision.confidence is not None
+    assert decision.confidence > 0.99
+
+
+def test_no_alarm_is_told_and_nothing_about_how_images_look() -> None:
+    drifted = QUIET.model_copy(update={"drifted": True})  # but not in enough windows of late
+    assert plan(drifted).reasons[0].startswith("Nothing to gain: no drift alarm; a drop of 0.0 points")
 
 
 def test_what_a_run_of_this_model_brought_counts_more_than_the_benchmark() -> None:
@@ -511,18 +544,22 @@ def test_a_budget_that_nothing_tells_whether_it_is_kept_is_said() -> None:
 def test_a_candidate_off_the_ladder_stands_below_what_costs_more() -> None:
     config = DecisionConfig(ladder=("fine-tune", "retrain"), candidates=("head-only",))
     recipes = {**LOOPS, "head-only": Recipe(epochs=15, learning_rate=5e-3)}  # fine-tune takes 10, retrain 30 on all
-    decision = decide(replace(QUIET, drift=drift(0.1)), dataclasses.replace(policy(config), recipes=recipes))
+    decision = decide(
+        replace(QUIET, drift=drift(0.1)), dataclasses.replace(policy(config), training=training_with(recipes))
+    )
     assert strategies(decision) == ["head-only", "retrain"]
 
 
 def test_confidence_is_even_between_equals_and_grows_with_the_distance() -> None:
+    free = CONFIG.model_copy(update={"retrain_worth": 0.0})
+
     def confidence(share: float) -> float:
         gains = tuple(
             PastGain(strategy=name, situation={**HERE, "drop": 0.1}, old=0.0, new=2 * gain + way)
             for name, gain in (("fine-tune", 0.05), ("retrain", 0.05 * share))
-            for way in (-0.02, 0.02)
+            for way in [-0.02, 0.02] * 10
         )
-        found = decide(replace(QUIET, drift=drift(0.1)), policy(experience=gains)).confidence
+        found = decide(replace(QUIET, drift=drift(0.1)), policy(free, gains)).confidence
         assert found is not None
         return found
 

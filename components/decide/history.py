@@ -1,0 +1,139 @@
+"""What is remembered of a model: what its trainings took and brought, and when it was last trained from scratch.
+
+A record that cannot be read is left out, and said.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+
+from components.core.config import MAX_RUNGS
+from components.core.contracts import Evaluation, LedgerRecord, TrainingSummary
+from components.core.errors import IntegrityError
+from components.core.plans import Decision, PastGain, PastTraining
+from components.core.registry import Registry
+from components.core.runs import Run, list_runs
+from components.decide.costs import training_work
+from components.decide.situation import describe_situation
+
+LONGEST_CHAIN = 100  # versions looked back through for the last full retrain
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class History:
+    """Trainings and gains of the last runs, the latest last; `latest` is the last training, and `unreadable` tells of
+    runs that were left out."""
+
+    latest: TrainingSummary | None
+    trainings: tuple[PastTraining, ...]
+    gains: tuple[PastGain, ...]
+    unreadable: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Rung:
+    """A rung that was trained: `training` is None where it was cut off, which makes its time another one's."""
+
+    summary: TrainingSummary
+    training: PastTraining | None
+    gain: PastGain | None
+
+
+def read_history(record: Run) -> History:
+    """Read the last `decision.history_runs` runs of a run's model that trained something."""
+    rungs: list[_Rung] = []
+    unreadable: list[str] = []
+    left = record.config.decision.history_runs
+    for run in reversed(list(list_runs(record.store))):
+        if left == 0:
+            break
+        if run.run_id == record.run_id:
+            continue
+        try:
+            if run.parameters.model != record.config.model:
+                continue
+            found = list(_trained_rungs(run))
+        except IntegrityError as error:
+            unreadable.append(f"Run {run.run_id} cannot be read: {error.found}.")
+            continue
+        rungs = found + rungs
+        left -= bool(found)
+    return History(
+        latest=rungs[-1].summary if rungs else None,
+        trainings=tuple(rung.training for rung in rungs if rung.training),
+        gains=tuple(rung.gain for rung in rungs if rung.gain),
+        unreadable=tuple(reversed(unreadable)),
+    )
+
+
+def _trained_rungs(run: Run) -> Iterator[_Rung]:
+    """The rungs of a run that were trained."""
+    plan = run.read("decide", Decision)
+    for number, rung in enumerate(plan.rungs if plan else (), start=1):
+        step = run.record(f"train-{number}", TrainingSummary)
+        if plan is None or step is None:
+            continue
+        summary, training = step.document, run.config.training
+        evaluation = run.read(f"evaluate-{number}", Evaluation)
+        gain = None
+        if evaluation and evaluation.new_gain is not None and plan.evidence:
+            situation = describe_situation(plan.evidence, run.config.decision)
+            gain = PastGain(
+                strategy=rung.strategy, situation=situation, old=evaluation.old_gain, new=evaluation.new_gain
+            )
+        took = PastTraining(
+            strategy=rung.strategy,
+            device=summary.device,
+            architecture=training.architecture,
+            work=training_work(rung.hyperparameters, summary.rows, training),
+            seconds=summary.seconds,
+            other_seconds=max(0.0, step.seconds - summary.seconds),
+        )
+        yield _Rung(summary=summary, training=took if summary.attempts == 1 else None, gain=gain)
+
+
+def since_full_retrain(record: Run, registry: Registry, version: str) -> dict[str, object]:
+    """When the model was last trained from scratch, and what happened to its old holdouts since: fields of `Evidence`.
+
+    None of them where an ancestor cannot be read; nothing depends on one.
+    """
+    promoted: dict[str | None, LedgerRecord] = {}
+    for entry in registry.ledger():
+        if entry.makes_champion:
+            promoted.setdefault(entry.version, entry)  # a rollback promotes a version again
+    lost: float | None = 0.0
+    try:
+        for count, (name, fresh) in enumerate(islice(_ancestors(registry, version), LONGEST_CHAIN)):
+            first = promoted.get(name)
+            if fresh:
+                day = first.created.date() if first else None
+                return {"retrained": day, "windows_since": count, "forgotten": lost}
+            change = _old_change(record, first)
+            lost = None if lost is None or change is None else lost - change
+    except IntegrityError as error:  # of an ancestor: the champion itself was read before
+        logger.warning("decide: the history of the champion cannot be read: %s", error.found)
+    return {}
+
+
+def _ancestors(registry: Registry, version: str | None) -> Iterator[tuple[str, bool]]:
+    """A version and those before it, the newest first, and whether each was trained from scratch."""
+    while version is not None:
+        lineage = registry.lineage(version)
+        yield version, lineage.hyperparameters.start == "fresh"
+        version = lineage.parent
+
+
+def _old_change(record: Run, entry: LedgerRecord | None) -> float | None:
+    """By how much a promotion changed the accuracy on its old holdout, as its run measured it."""
+    if entry is None or entry.run_id is None:
+        return None
+    run = Run(record.store, entry.run_id)
+    for rung in range(1, MAX_RUNGS + 1):
+        evaluation = run.read(f"evaluate-{rung}", Evaluation)
+        if evaluation and evaluation.challenger == entry.version:
+            return evaluation.old_gain
+    return None
