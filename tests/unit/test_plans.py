@@ -6,10 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from components.core.config import Config, DecisionConfig, StoreConfig, TrainingConfig
 from components.core.contracts import Interval
 from components.core.errors import ConfigurationError, IntegrityError
 from components.core.plans import Decision, Evidence, Forecast, find_plan, save_plan
 from components.core.storage import DirectoryStore
+from components.decide.step import check_plan
+from components.decide.utility import digest_of
 
 EVIDENCE = Evidence(
     window="w",
@@ -109,3 +112,19 @@ def test_the_page_of_a_plan_has_its_digest_what_was_weighed_and_what_would_turn_
     assert "82%" in page
     assert "| retrain | +1.0 | ? | ? | ? |" in page
     assert page.endswith("- It would have been retrain with 10 more training images.")
+
+
+CONFIG = Config(store=StoreConfig(uri="unused"))
+
+
+def test_a_plan_is_carried_out_for_its_window_champion_and_training_only() -> None:
+    made = plan().model_copy(update={"champion": "v1", "training": digest_of(CONFIG.training)})
+    check_plan(made, "w", "v1", CONFIG)
+    for window, champion in (("other", "v1"), ("w", "v2"), ("w", None)):
+        with pytest.raises(ConfigurationError, match="is for window w and champion v1") as refused:
+            check_plan(made, window, champion, CONFIG)
+        assert refused.value.next_command.startswith(f"retrain plan {window}")
+    edited = CONFIG.model_copy(update={"training": TrainingConfig(image_size=64)})
+    with pytest.raises(ConfigurationError, match="another section `training`"):
+        check_plan(made, "w", "v1", edited)
+    check_plan(made, "w", "v1", CONFIG.model_copy(update={"decision": DecisionConfig(train_at_drop=0.5)}))

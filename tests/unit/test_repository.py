@@ -63,6 +63,7 @@ def test_doorway_module_scope_is_standard_library_and_kfp(path: Path):
     ("module", "forbidden"),
     [
         ("pipelines.cli", {"torch", "torchvision", "kfp", "great_expectations", "pandas", "boto3", "matplotlib"}),
+        ("pipelines.planning", {"torch", "kfp", "great_expectations", "pandas"}),
         ("pipelines.status", {"torch", "kfp", "great_expectations", "pandas"}),
         ("components.ingest.step", {"torch", "kfp", "great_expectations", "pandas"}),
         ("components.decide.step", {"torch", "kfp", "great_expectations", "pandas"}),
