@@ -137,6 +137,8 @@ def evidence_of(case: Case) -> Evidence:
         alarm=drift.alarm,
         drop=drift.accuracy_drop,
         drop_interval=drift.accuracy_drop_interval,
+        reference_accuracy=drift.reference_accuracy,
+        window_accuracy=drift.window_accuracy,
         estimated_drop=drift.estimated_drop,
         estimated_drop_interval=drift.estimated_drop_interval,
         image_size=filed["image_size"],

@@ -72,7 +72,9 @@ def plan(
         typer.echo(json.dumps({"digest": made.digest, **made.model_dump(mode="json")}, ensure_ascii=False))
     else:
         print_plan(made, load_config(config).decision.currency)
-        typer.echo(f"retrain run --plan {made.digest[:12]} carries out exactly this.")
+        if made.rungs:
+            option = "" if config == DEFAULT_CONFIG else f" --config {config}"
+            typer.echo(f"retrain run --plan {made.digest[:12]}{option} carries out exactly this.")
 
 
 @app.command()

@@ -28,6 +28,7 @@ from components.core.registry import Registry
 from components.core.runs import Run
 from components.core.storage import open_store
 from components.core.windows import Window
+from components.decide.step import check_plan
 from components.ingest.sources import absolute_source, check_source, names_window
 
 # What kfp.local says when it skips a branch that it could not decide, and then reports success.
@@ -49,14 +50,16 @@ def check_inputs(config: Config, source: str, strategy: str) -> None:
     check_strategy(strategy, config)
     store = open_store(config.store)
     store.check_reachable(write=True)
-    if digest := planned(strategy):
-        find_plan(store, config.model, digest)
+    plan = find_plan(store, config.model, digest) if (digest := planned(strategy)) else None
     if names_window(source):
         Window.open(store, config.dataset, source)
     else:
         check_source(source, config)
     registry = Registry(store, config.model)
-    if champion := registry.champion():
+    champion = registry.champion()
+    if plan and names_window(source):
+        check_plan(plan, source, champion.version if champion else None, config)
+    if champion:
         registry.verify_version(champion.version)
         lineage = registry.lineage(champion.version)
         for window in lineage.windows:

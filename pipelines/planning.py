@@ -17,12 +17,10 @@ from components.core.config import MAX_RUNGS, load_config
 from components.core.contracts import Evaluation, Outcome, TrainingSummary, Verdict
 from components.core.errors import ConfigurationError, IntegrityError
 from components.core.plans import Decision, find_plan
-from components.core.registry import Registry
 from components.core.runs import Run
 from components.core.storage import open_store
 from components.decide.backtest import PastRun, replay, summarise
-from components.decide.step import check_plan
-from components.decide.utility import policy_of
+from components.decide.utility import Policy, policy_of
 from pipelines.local import check_inputs
 from pipelines.status import find_run, model_runs
 
@@ -64,7 +62,7 @@ def planned_source(config_path: Path, name: str) -> tuple[str, str]:
     """The window of a plan and the strategy parameter that carries it out.
 
     Raises:
-        ConfigurationError: There is not exactly one such plan, or the champion is another one by now.
+        ConfigurationError: There is not exactly one such plan.
         IntegrityError: The plan is not what was written.
     """
     config = load_config(config_path)
@@ -72,8 +70,6 @@ def planned_source(config_path: Path, name: str) -> tuple[str, str]:
     store.check_reachable(write=False)
     plan = find_plan(store, config.model, name)
     assert plan.evidence is not None, "plans in the store have their evidence"
-    champion = Registry(store, config.model).champion()
-    check_plan(plan, plan.evidence.window, champion.version if champion else None, config)
     return plan.evidence.window, f"plan:{plan.digest}"
 
 
@@ -83,7 +79,7 @@ def print_plan(plan: Decision, currency: str) -> None:
     ladder = " then ".join(rung.strategy for rung in plan.rungs)
     console.print(f"[bold]{plan.action}[/bold]{f': {ladder}' if ladder else ''}  [dim](rule: {plan.rule})[/dim]")
     for reason in plan.reasons:
-        console.print(f"  {escape(reason)}", highlight=False)
+        console.print(f"  {escape(reason)}", highlight=False, soft_wrap=True)
     if plan.confidence is not None:
         console.print(f"  Confidence that nothing else would have been better: {plan.confidence:.0%}")
     if plan.alternatives:
@@ -102,8 +98,8 @@ def print_plan(plan: Decision, currency: str) -> None:
         if sentences:
             console.print(f"\n{title}:")
             for sentence in sentences:
-                console.print(f"  {escape(sentence)}", highlight=False)
-    console.print(f"\nplan {plan.digest}", soft_wrap=True, highlight=False)
+                console.print(f"  {escape(sentence)}", highlight=False, soft_wrap=True)
+    console.print(f"\nplan {plan.digest}", highlight=False, soft_wrap=True)
 
 
 def explain_run(config_path: Path, name: str, *, as_json: bool) -> None:
@@ -143,7 +139,11 @@ def explain_run(config_path: Path, name: str, *, as_json: bool) -> None:
             f"  {attempt.strategy}: expected {expected}; it was {real}: {attempt.verdict or 'not judged'}",
             highlight=False,
         )
-    console.print(f"\n{escape(outcome.sentence) if outcome else 'No outcome yet.'}", highlight=False)
+    console.print(f"\n{escape(outcome.sentence) if outcome else _no_outcome(run)}", highlight=False, soft_wrap=True)
+
+
+def _no_outcome(run: Run) -> str:
+    return "This was a plan only." if run.parameters.planning else "No outcome yet."
 
 
 def backtest(config_path: Path, policy_path: Path | None, *, as_json: bool) -> None:
@@ -153,7 +153,9 @@ def backtest(config_path: Path, policy_path: Path | None, *, as_json: bool) -> N
     store.check_reachable(write=False)
     policy = policy_of(load_config(policy_path)) if policy_path else None
     past = [(run, found) for run in model_runs(store, config) if (found := _past_run(run))]
-    replays = [replay(found, policy or policy_of(run.config)) for run, found in past]
+    replays = [
+        replay(found, chosen) for run, found in past if _can_replay(found, chosen := policy or policy_of(run.config))
+    ]
     if as_json:
         for one in replays:
             line = {
@@ -204,6 +206,19 @@ def _past_run(run: Run) -> PastRun | None:
         seconds=tuple(attempt.seconds_real for attempt in attempts),
         gained=attempts[-1].gain_real if attempts and promoted else None,
     )
+
+
+def _can_replay(run: PastRun, policy: Policy) -> bool:
+    """Whether a policy knows the strategy that a person asked for."""
+    forced = run.plan.evidence.forced if run.plan.evidence else None
+    if forced is None or forced in policy.training.strategies:
+        return True
+    Console(stderr=True).print(
+        f"left out: run {run.run_id}, in which {forced!r} was asked for; the policy has no such strategy",
+        highlight=False,
+        soft_wrap=True,
+    )
+    return False
 
 
 def _attempts(run: Run, plan: Decision) -> Iterator[Attempt]:

@@ -107,6 +107,8 @@ def waiting_runs(told: Sequence[tuple[Run, RunReport | None]], ledger: Sequence[
     found: list[WaitingRun] = []
     for run, report in ended:
         overtaken = report.champion_before != champion and run.run_id not in begun
+        if report.outcome == "waiting" and passed_verdict(run).challenger == champion and run.run_id not in begun:
+            continue  # another run came to the same challenger, which was promoted
         if report.outcome == "waiting" and (not overtaken or newest[report.window] == run.run_id):
             found.append(_waiting_run(run, report, overtaken))
     return found

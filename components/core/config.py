@@ -215,12 +215,13 @@ class DecisionConfig(Section):
     point_worth: Annotated[float, Field(gt=0)] | None = None
     """What a point of accuracy is worth, in `currency`: compute that has a price (`prices`) is then weighed by that
     instead of by its share of a full retrain."""
-    max_forgotten: Fraction = 0.05
-    """Accuracy lost on old holdouts since the last full retrain, over all promotions, from which all is retrained."""
+    max_forgotten: Annotated[float, Field(gt=0.0, le=1.0)] = 0.05
+    """Accuracy lost on old holdouts since the last full retrain, over all promotions, from which all is retrained,
+    unless chance explains it, or that was tried in vain since."""
     max_seconds: Annotated[float, Field(gt=0)] | None = None
-    """Longest training that a plan may contain; None: no limit."""
+    """Longest training that the policy may choose, in seconds; None: no limit. Not of what a person asks for."""
     max_money: Annotated[float, Field(ge=0)] | None = None
-    """Most that a training of a plan may cost, by `prices`; None: no limit."""
+    """Most that a training may cost that the policy chooses, by `prices`; None: no limit."""
     prices: dict[str, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)
     """Price of an hour of one GPU, by the model that trainings report (`NVIDIA H100 80GB HBM3`), or of the `CPU`."""
     currency: str = "EUR"
@@ -229,6 +230,13 @@ class DecisionConfig(Section):
     """Runs back that gains and costs are learnt from; 0: none."""
     min_new_class_images: Annotated[int, Field(ge=2)] = 20
     """Images a class that the champion does not know needs before the head grows."""
+
+
+# Settings that change how a training runs and not what comes out: with another value it still is the same training.
+HOW_IT_RUNS = {
+    *("strategies", "cpu_threads", "checkpoint_seconds", "max_preemptions", "max_errors"),
+    *("launcher", "nodes", "trainjob_runtime"),
+}
 
 
 class TrainingConfig(Section):
@@ -288,6 +296,12 @@ class TrainingConfig(Section):
             return given
         ours: dict[str, object] = {name: recipe.model_dump() for name, recipe in RECIPES.items()}
         return {**ours, **{name: _merge(ours.get(name, {}), changes) for name, changes in given.items()}}
+
+    @property
+    def what_it_makes(self) -> dict[str, object]:
+        """All that a challenger depends on beside its own recipe; `head-only` fits the rows of new classes."""
+        head = self.strategies["head-only"].model_dump(mode="json")
+        return {**self.model_dump(mode="json", exclude=HOW_IT_RUNS), "head": head}
 
     @property
     def stages(self) -> tuple[str, ...]:

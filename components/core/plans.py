@@ -61,10 +61,14 @@ class Evidence(Document):
         alarm: Whether enough of the last windows do, this one included.
         drop: Accuracy that the champion lost here against its reference, in [-1, 1], with its 95 % interval.
         estimated_drop: The same as estimated without labels, with its 90 % interval.
+        reference_accuracy: The champion's accuracy on its reference sample, and `window_accuracy` on the window's
+            images of classes that it knows.
         drift_sentence: The same in words.
         image_size: Side of the images that the configuration asks for, in pixels.
         retrained: Day of the last full retrain; `windows_since` it is how many windows were learnt without one.
-        forgotten: Accuracy lost on old holdouts since then, added up over the promotions; negative where it grew.
+        forgotten: Accuracy lost on old holdouts since then, added up over the promotions, with its 95 % interval;
+            negative where it grew.
+        retrained_in_vain: Whether a full retrain of this champion was tried and not promoted.
         exemplars: Rows that the champion's version remembers to be replayed; None: all old ones.
         has_fisher: Whether it has its Fisher information (else that is computed again).
         forced: Strategy that a person asked for.
@@ -96,6 +100,8 @@ class Evidence(Document):
     alarm: bool = False
     drop: float | None = None
     drop_interval: Interval | None = None
+    reference_accuracy: float | None = None
+    window_accuracy: float | None = None
     estimated_drop: float | None = None
     estimated_drop_interval: Interval | None = None
     drift_sentence: str = ""
@@ -103,6 +109,8 @@ class Evidence(Document):
     retrained: date | None = None
     windows_since: int | None = None
     forgotten: float | None = None
+    forgotten_interval: Interval | None = None
+    retrained_in_vain: bool = False
     exemplars: int | None = None
     has_fisher: bool = False
     forced: StrategyName | None = None
@@ -233,8 +241,10 @@ class Decision(StepDocument):
 
 
 def save_plan(store: ObjectStore, model: str, plan: Decision) -> str:
-    """File a plan under its digest, which is returned. The same plan again changes nothing."""
-    store.put_new(_key(model, plan.digest), to_json(plan))
+    """File a plan under its digest, which is returned. What is there and is not that plan is replaced."""
+    key, data = _key(model, plan.digest), to_json(plan)
+    if not store.put_new(key, data) and store.get(key) != data:
+        store.put(key, data)
     return plan.digest
 
 

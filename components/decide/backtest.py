@@ -86,8 +86,8 @@ def summarise(replays: Sequence[Replay]) -> str:
     """The replays in a sentence."""
     in_force = [replay for replay in replays if replay.in_force]
     same = sum(replay.same for replay in in_force)
-    hours = sum(replay.saved_seconds for replay in replays) / 3600
-    gpu_hours = sum(replay.saved_gpu_seconds for replay in replays) / 3600
+    hours = round(sum(replay.saved_seconds for replay in replays) / 3600, 2) + 0.0  # no -0.00
+    gpu_hours = round(sum(replay.saved_gpu_seconds for replay in replays) / 3600, 2) + 0.0
     missed = [replay.missed for replay in replays if replay.missed]
     unknown = sum(replay.seconds_now is None for replay in replays)
     sentences = [

@@ -29,7 +29,7 @@ def gather_evidence(record: Run, window_id: str) -> Evidence:
     window = Window.open(record.store, config.dataset, window_id).document
     drift, validation = record.need("detect_drift", DriftReport), record.need("validate", ValidationReport)
     champion = _champion(record, registry, drift.champion, window_id)
-    history = read_history(record)
+    history = read_history(record, drift.champion)
     evidence = Evidence(
         window=window_id,
         window_created=window.created.date(),
@@ -45,6 +45,8 @@ def gather_evidence(record: Run, window_id: str) -> Evidence:
         alarm=drift.alarm,
         drop=drift.accuracy_drop,
         drop_interval=drift.accuracy_drop_interval,
+        reference_accuracy=drift.reference_accuracy,
+        window_accuracy=drift.window_accuracy,
         estimated_drop=drift.estimated_drop,
         estimated_drop_interval=drift.estimated_drop_interval,
         drift_sentence=drift.sentence,
@@ -55,6 +57,7 @@ def gather_evidence(record: Run, window_id: str) -> Evidence:
         gpus=history.latest.gpus if history.latest else 0,
         trainings=history.trainings,
         gains=history.gains,
+        retrained_in_vain=history.retrained_in_vain,
         **champion,
     )
     untold = [f"Whether the images changed cannot be told: {drift.undecided}."] if drift.undecided else []
@@ -108,7 +111,7 @@ def _what_is_missing(evidence: Evidence) -> Iterator[str]:
     if evidence.drop is None:
         yield "No image of a class that the champion knows has a label yet: its loss of accuracy is not measured."
         if evidence.estimated_drop is None:
-            yield "Nor is it estimated: the champion's reference has no rehearsed changes."
+            yield "Nor is it estimated: too few images, or no changes were rehearsed when the champion was made."
     if evidence.exemplars is None:
         yield "The champion's version keeps no exemplars: all old training rows are drawn from."
     if evidence.windows_since is None:

@@ -24,7 +24,7 @@ SCALES: Mapping[str, float] = {
     "resized": 1.0,
 }
 LOSSES = ("drop", "unknown")  # what a gain is proportional to
-RIDGE = 1e-4  # in squared accuracy: a hundredth
+RIDGE = 0.01  # what slopes are held to zero by: as one case a tenth of accuracy away
 NEIGHBOURS = 6  # two scenarios' seeds
 WITHIN = NormalDist().inv_cdf(0.9)  # standard deviations to either side that hold 80 %
 # What is thought of a strategy before it ran: gains scatter by this much around the line; it counts as so many cases.
@@ -40,7 +40,9 @@ class Gain:
     interval: Interval
 
 
-def expected_gain(here: Mapping[str, float], cases: Sequence[tuple[PastGain, float]]) -> Gain | None:
+def expected_gain(
+    here: Mapping[str, float], cases: Sequence[tuple[PastGain, float]], *, doubt: float = 0.0, most: float = 1.0
+) -> Gain | None:
     """Predict the gain of a strategy from its past ones.
 
     A line through what was lost (`LOSSES`), fitted to cases weighted by how alike they are in everything. The width of
@@ -49,6 +51,8 @@ def expected_gain(here: Mapping[str, float], cases: Sequence[tuple[PastGain, flo
     Args:
         here: The situation, see `describe_situation`.
         cases: Of one strategy, each with how much it counts.
+        doubt: Standard deviation of what is lost here (`drop`).
+        most: The largest gain that is possible here.
 
     Returns:
         None where there are no cases.
@@ -64,20 +68,23 @@ def expected_gain(here: Mapping[str, float], cases: Sequence[tuple[PastGain, flo
     weights = [own * exp(-square / (2 * width)) for (_, own), square in zip(cases, squares, strict=True)]
     gains = [past.new if past.old is None else (past.old + past.new) / 2 for past, _ in cases]
     first, second = ([past.situation.get(name, 0.0) - here[name] for past, _ in cases] for name in LOSSES)
-    mean, variance = _line_at_zero(weights, first, second, gains)
-    reach = WITHIN * sqrt(variance)
-    low, middle, high = (round(min(1.0, max(-1.0, value)), DIGITS) for value in (mean - reach, mean, mean + reach))
+    mean, slope, variance = _line_at_zero(weights, first, second, gains)
+    reach = WITHIN * sqrt(variance + (slope * doubt) ** 2)
+    low, middle, high = (round(min(most, max(-1.0, value)), DIGITS) for value in (mean - reach, mean, mean + reach))
     return Gain(mean=middle, interval=Interval(lower=low, upper=high))
 
 
 def _line_at_zero(
     weights: Sequence[float], x: Sequence[float], y: Sequence[float], z: Sequence[float]
-) -> tuple[float, float]:
-    """Fit z = a + bx + cy by weighted least squares; the value at x = y = 0, and the variance of a new case there.
+) -> tuple[float, float, float]:
+    """Fit z = a + bx + cy by weighted least squares: the value at x = y = 0, the slope b, the variance of a new case.
 
-    The ridge keeps slopes at nothing where all cases stand in one place; it leaves the height alone.
+    The ridge holds slopes to nothing where few cases, or cases in one place, would say anything; it leaves the height
+    alone.
     """
     total = fsum(weights)
+    number = total**2 / fsum(w * w for w in weights)  # cases of equal weight that tell as much (Kish)
+    ridge = RIDGE / number
 
     def average(values: Sequence[float]) -> float:
         return fsum(w * v for w, v in zip(weights, values, strict=True)) / total
@@ -88,16 +95,15 @@ def _line_at_zero(
     def covariance(one: Sequence[float], other: Sequence[float]) -> float:
         return average([a * b for a, b in zip(one, other, strict=True)])
 
-    xx, yy, xy = covariance(dx, dx) + RIDGE, covariance(dy, dy) + RIDGE, covariance(dx, dy)
+    xx, yy, xy = covariance(dx, dx) + ridge, covariance(dy, dy) + ridge, covariance(dx, dy)
     xz, yz = covariance(dx, dz), covariance(dy, dz)
     determinant = xx * yy - xy * xy
     b, c = (xz * yy - yz * xy) / determinant, (yz * xx - xz * xy) / determinant
     residuals = [r - b * p - c * q for p, q, r in zip(dx, dy, dz, strict=True)]
-    number = total**2 / fsum(w * w for w in weights)  # cases of equal weight that tell as much (Kish)
     scatter = number * covariance(residuals, residuals) + PRIOR_CASES * PRIOR_DEVIATION**2
     variance = scatter / (max(0.0, number - 3) + PRIOR_CASES)  # three parameters were fitted
     away = (middle[0] ** 2 * yy - 2 * middle[0] * middle[1] * xy + middle[1] ** 2 * xx) / determinant
-    return middle[2] - b * middle[0] - c * middle[1], variance * (1 + (1 + away) / number)
+    return middle[2] - b * middle[0] - c * middle[1], b, variance * (1 + (1 + away) / number)
 
 
 def _squared_distance(one: Mapping[str, float], other: Mapping[str, float]) -> float:

@@ -6,12 +6,14 @@ A record that cannot be read is left out, and said.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from math import fsum, sqrt
+from statistics import NormalDist
 
 from components.core.config import MAX_RUNGS
-from components.core.contracts import Evaluation, LedgerRecord, TrainingSummary
+from components.core.contracts import Evaluation, Interval, LedgerRecord, PairedOutcome, TrainingSummary
 from components.core.errors import IntegrityError
 from components.core.plans import Decision, PastGain, PastTraining
 from components.core.registry import Registry
@@ -25,12 +27,14 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class History:
-    """Trainings and gains of the last runs, the latest last; `latest` is the last training, and `unreadable` tells of
-    runs that were left out."""
+    """Trainings and gains of the last runs, the latest last; `latest` is the last training, `unreadable` tells of runs
+    that were left out, and `retrained_in_vain` whether the champion was retrained from scratch and stayed all the same.
+    """
 
     latest: TrainingSummary | None
     trainings: tuple[PastTraining, ...]
     gains: tuple[PastGain, ...]
+    retrained_in_vain: bool
     unreadable: tuple[str, ...]
 
 
@@ -38,34 +42,40 @@ class History:
 class _Rung:
     """A rung that was trained: `training` is None where it was cut off, which makes its time another one's."""
 
+    champion: str | None
+    fresh: bool
     summary: TrainingSummary
     training: PastTraining | None
     gain: PastGain | None
 
 
-def read_history(record: Run) -> History:
-    """Read the last `decision.history_runs` runs of a run's model that trained something."""
+def read_history(record: Run, champion: str | None) -> History:
+    """Read the last `decision.history_runs` runs of a run's model that trained something.
+
+    A challenger that several runs came to counts once.
+    """
     rungs: list[_Rung] = []
     unreadable: list[str] = []
     left = record.config.decision.history_runs
     for run in reversed(list(list_runs(record.store))):
         if left == 0:
             break
-        if run.run_id == record.run_id:
+        if run.run_id == record.run_id or record.store.head(run.key("train-1.json")) is None:
             continue
         try:
             if run.parameters.model != record.config.model:
                 continue
             found = list(_trained_rungs(run))
         except IntegrityError as error:
-            unreadable.append(f"Run {run.run_id} cannot be read: {error.found}.")
+            unreadable.append(f"Run {run.run_id} cannot be read: {error.found.splitlines()[0]}.")
             continue
         rungs = found + rungs
         left -= bool(found)
     return History(
         latest=rungs[-1].summary if rungs else None,
         trainings=tuple(rung.training for rung in rungs if rung.training),
-        gains=tuple(rung.gain for rung in rungs if rung.gain),
+        gains=tuple({rung.summary.version: rung.gain for rung in rungs if rung.gain}.values()),
+        retrained_in_vain=any(rung.fresh and rung.champion == champion for rung in rungs),
         unreadable=tuple(reversed(unreadable)),
     )
 
@@ -93,7 +103,13 @@ def _trained_rungs(run: Run) -> Iterator[_Rung]:
             seconds=summary.seconds,
             other_seconds=max(0.0, step.seconds - summary.seconds),
         )
-        yield _Rung(summary=summary, training=took if summary.attempts == 1 else None, gain=gain)
+        yield _Rung(
+            champion=plan.champion,
+            fresh=rung.hyperparameters.start == "fresh",
+            summary=summary,
+            training=took if summary.attempts == 1 else None,
+            gain=gain,
+        )
 
 
 def since_full_retrain(record: Run, registry: Registry, version: str) -> dict[str, object]:
@@ -105,18 +121,34 @@ def since_full_retrain(record: Run, registry: Registry, version: str) -> dict[st
     for entry in registry.ledger():
         if entry.makes_champion:
             promoted.setdefault(entry.version, entry)  # a rollback promotes a version again
-    lost: float | None = 0.0
+    changes: list[PairedOutcome | None] = []
     try:
-        for count, (name, fresh) in enumerate(islice(_ancestors(registry, version), LONGEST_CHAIN)):
+        for name, fresh in islice(_ancestors(registry, version), LONGEST_CHAIN):
             first = promoted.get(name)
             if fresh:
                 day = first.created.date() if first else None
-                return {"retrained": day, "windows_since": count, "forgotten": lost}
-            change = _old_change(record, first)
-            lost = None if lost is None or change is None else lost - change
+                return {"retrained": day, "windows_since": len(changes), **_sum_of_losses(changes)}
+            changes.append(_on_old_holdout(record, first))
     except IntegrityError as error:  # of an ancestor: the champion itself was read before
         logger.warning("decide: the history of the champion cannot be read: %s", error.found)
     return {}
+
+
+def _sum_of_losses(changes: Sequence[PairedOutcome | None]) -> dict[str, object]:
+    """What was lost over all changes, with its 95 % interval: paired differences, taken as independent."""
+    known = [change for change in changes if change is not None and change.rows]
+    if len(known) < len(changes):
+        return {}
+    differences = [_lost(change) for change in known]
+    lost, variance = fsum(value for value, _ in differences), fsum(variance for _, variance in differences)
+    reach = NormalDist().inv_cdf(0.975) * sqrt(variance)
+    return {"forgotten": lost, "forgotten_interval": Interval(lower=lost - reach, upper=lost + reach)}
+
+
+def _lost(paired: PairedOutcome) -> tuple[float, float]:
+    """By how much the challenger is less accurate on the same rows, and the variance of that (Newcombe 1998)."""
+    better, worse, rows = paired.only_challenger_right, paired.only_champion_right, paired.rows
+    return (worse - better) / rows, (better + worse - (worse - better) ** 2 / rows) / rows**2
 
 
 def _ancestors(registry: Registry, version: str | None) -> Iterator[tuple[str, bool]]:
@@ -127,13 +159,13 @@ def _ancestors(registry: Registry, version: str | None) -> Iterator[tuple[str, b
         version = lineage.parent
 
 
-def _old_change(record: Run, entry: LedgerRecord | None) -> float | None:
-    """By how much a promotion changed the accuracy on its old holdout, as its run measured it."""
+def _on_old_holdout(record: Run, entry: LedgerRecord | None) -> PairedOutcome | None:
+    """A promotion's challenger against the champion before on the old holdout, as its run measured it."""
     if entry is None or entry.run_id is None:
         return None
     run = Run(record.store, entry.run_id)
     for rung in range(1, MAX_RUNGS + 1):
         evaluation = run.read(f"evaluate-{rung}", Evaluation)
         if evaluation and evaluation.challenger == entry.version:
-            return evaluation.old_gain
+            return evaluation.old.paired if evaluation.old else None
     return None

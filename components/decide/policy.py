@@ -4,7 +4,7 @@ less the price of the compute. Values in, values out.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from components.core.config import MAX_RUNGS, DecisionConfig
@@ -56,8 +56,8 @@ def plan_for(evidence: Evidence, policy: Policy) -> Decision:
         reasons.append(evidence.drift_sentence)
     if evidence.released:
         reasons.append(evidence.released)
-    if _unpriced([forecasts[strategy] for strategy in ladder], config):
-        reasons.append(f"Nothing tells yet what it takes, so the budget of {_budget(config)} may not be kept.")
+    if ladder:
+        reasons.append(_about_the_budget(forecasts[ladder[0]], evidence, config))
     return Decision(
         action=action,
         rule=rule.__name__.replace("_", "-"),
@@ -102,9 +102,11 @@ def _weigh(choice: Choice, forecasts: Forecasts, evidence: Evidence, policy: Pol
         return _Weighing(first=SKIP, reasons=(nothing_fits, choice.sentence))
     known = [name for name in affordable if forecasts[name].gain is not None]
     unknown = [name for name in affordable if name not in known]
-    untried = f"Nothing tells what {', '.join(unknown)} would bring here: `--strategy` tries it." if unknown else ""
+    untried = f"Nothing tells what {', '.join(unknown)} would bring here; `--strategy` tries it." if unknown else ""
     if not known:
-        return _Weighing(first=affordable[0], reasons=(choice.sentence, untried))
+        lost = evidence.drop_interval is not None and evidence.drop_interval.lower > 0
+        first = affordable[0] if lost or not choice.may_skip else SKIP
+        return _Weighing(first=first, reasons=(choice.sentence, untried))
     weighed = [SKIP, *known] if choice.may_skip else known
     best = max(weighed, key=lambda name: utility(forecasts[name], evidence, policy))  # the first of equals
     others = [forecasts[name] for name in weighed if name != best]
@@ -125,11 +127,17 @@ def _within_budget(forecast: Forecast, config: DecisionConfig) -> bool:
     return not (too_long or too_dear)
 
 
-def _unpriced(forecasts: Sequence[Forecast], config: DecisionConfig) -> bool:
-    """Whether a limit cannot be kept because nothing tells what a training takes."""
-    timeless = config.max_seconds is not None and any(f.seconds is None for f in forecasts)
-    priceless = config.max_money is not None and any(f.money is None for f in forecasts)
-    return timeless or priceless
+def _about_the_budget(forecast: Forecast, evidence: Evidence, config: DecisionConfig) -> str:
+    """Why a limit may not be kept; empty where all are."""
+    if not _within_budget(forecast, config):
+        return f"That goes beyond the budget of {_budget(config)}, which binds what the policy chooses only."
+    if config.max_seconds is None and config.max_money is None:
+        return ""
+    if forecast.seconds is None:
+        return f"Nothing tells yet how long it takes, so the budget of {_budget(config)} may not be kept."
+    if config.max_money is not None and forecast.money is None:
+        return f"decision.prices has no price of '{evidence.processor}', so max_money may not be kept."
+    return ""
 
 
 def _budget(config: DecisionConfig) -> str:

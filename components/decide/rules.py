@@ -46,8 +46,8 @@ def nothing_to_learn(evidence: Evidence, config: DecisionConfig) -> Choice | Non
     """A released window without a row to train on, or to judge by."""
     if evidence.new_rows and evidence.held_out:
         return None
-    rows = f"{evidence.new_rows} rows to train on and {evidence.held_out} held out"
-    return Choice(action="skip", sentence=f"There is nothing to learn: {rows}.")
+    rows = f"labelled rows to train on: {evidence.new_rows}, held out: {evidence.held_out}"
+    return Choice(action="skip", sentence=f"There is nothing to learn ({rows}).")
 
 
 def no_champion(evidence: Evidence, config: DecisionConfig) -> Choice | None:
@@ -56,7 +56,8 @@ def no_champion(evidence: Evidence, config: DecisionConfig) -> Choice | None:
         return None
     if len(learnable_classes(evidence, config)) < 2:
         return Choice(action="skip", sentence="There is no champion yet, and a first one needs two classes at least.")
-    return Choice(action="train", first="retrain", sentence="There is no champion yet: train the first one.")
+    asked = "" if evidence.forced in (None, "retrain") else f" {evidence.forced}, which was asked for, has to wait."
+    return Choice(action="train", first="retrain", sentence=f"There is no champion yet: train the first one.{asked}")
 
 
 def forced_strategy(evidence: Evidence, config: DecisionConfig) -> Choice | None:
@@ -75,15 +76,17 @@ def already_trained(evidence: Evidence, config: DecisionConfig) -> Choice | None
 
 def much_forgotten(evidence: Evidence, config: DecisionConfig) -> Choice | None:
     """Updates have cost more on the old holdouts, one by one, than a model should lose."""
-    lost = evidence.forgotten
-    if lost is None or lost < config.max_forgotten:
+    lost, interval = evidence.forgotten, evidence.forgotten_interval
+    if lost is None or interval is None or evidence.retrained_in_vain:
+        return None
+    if lost < config.max_forgotten or interval.lower <= 0:
         return None
     return Choice(
         action="train",
         first="retrain",
         sentence=(
-            f"The model lost {_points(lost)} points on its old holdouts in {evidence.windows_since} updates since its "
-            f"last full retrain, at least {_points(config.max_forgotten)}: train it from all images."
+            f"The model lost {_points(lost)} points on its old holdouts since its last full retrain (updates: "
+            f"{evidence.windows_since}), at least {_points(config.max_forgotten)}: train it from all images."
         ),
     )
 
@@ -116,7 +119,9 @@ def changed_images(evidence: Evidence, config: DecisionConfig) -> Choice | None:
     """There is a drift alarm, even if too few images have labels to tell what the change cost."""
     if not evidence.alarm:
         return None
-    loss = "" if evidence.drop is None else f", at a loss of {_points(evidence.drop)} points that may be chance"
+    drop, interval = evidence.drop, evidence.drop_interval
+    bounds = f" (95 % interval {_points(interval.lower)} to {_points(interval.upper)})" if interval else ""
+    loss = "" if drop is None else f", at a loss of {_points(drop)} points{bounds}"
     return Choice(action="train", sentence=f"The images changed{loss}.", may_skip=True)
 
 

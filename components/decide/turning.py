@@ -63,7 +63,8 @@ def _turns(lever: Lever, case: Case, now: str, outcome: Callable[[Case], str]) -
     value = lever.value(case)
     if value is None:
         return
-    for end in lever.furthest(case):
+    least, most = lever.furthest(case)
+    for end in (min(least, value), max(most, value)):
         found = _nearest_turn(value, end, lambda v: outcome(lever.moved(case, v)), now, whole=lever.whole)
         if found is not None:
             yield f"It would have been {found[1]} {lever.words(found[0], value)}."
@@ -137,7 +138,7 @@ def _row_words(rows: float, now: float) -> str:
 
 def _worth_words(points: float, now: float) -> str:
     side = "above" if points > now else "below"
-    return f"if a full retrain had to bring {side} {points:.2g} points to be worth its compute (it is {now:.2g})"
+    return f"if a full retrain had to bring {side} {points:.2f} points to be worth its compute (it is {now:.2f})"
 
 
 LEVERS: Sequence[Lever] = (
@@ -150,7 +151,7 @@ LEVERS: Sequence[Lever] = (
     Lever(
         value=lambda case: float(case[0].new_rows),
         moved=with_rows,
-        furthest=lambda case: (1.0, 20.0 * max(case[0].new_rows, case[0].old_rows, 1)),
+        furthest=lambda case: (max(2.0, case[0].new_rows / 20), 20.0 * max(case[0].new_rows, case[0].old_rows, 1)),
         words=_row_words,
         whole=True,
     ),

@@ -19,8 +19,8 @@ from components.core.plans import SKIP, Evidence, Forecast, PastGain
 from components.core.recipes import Recipe, StrategyName
 from components.core.storage import sha256_hex, to_json
 from components.decide.costs import training_seconds, training_work
-from components.decide.gains import WITHIN, expected_gain
-from components.decide.situation import describe_situation
+from components.decide.gains import WITHIN, Gain, expected_gain
+from components.decide.situation import believed_drop, describe_situation, headroom
 
 OWN = 3.0  # a run of this model counts for as many of the benchmark's
 
@@ -42,8 +42,8 @@ class Policy:
 
 
 def digest_of(training: TrainingConfig) -> str:
-    """SHA-256 of how a challenger is trained."""
-    return sha256_hex(to_json(training))
+    """SHA-256 of all that a challenger depends on beside its own recipe."""
+    return sha256_hex(json.dumps(training.what_it_makes, sort_keys=True).encode())
 
 
 def policy_of(config: Config) -> Policy:
@@ -78,7 +78,7 @@ def forecast(strategy: StrategyName, evidence: Evidence, policy: Policy) -> Fore
     price = policy.decision.prices.get(evidence.processor or "")
     cases = [(past, 1.0) for past in policy.experience if past.strategy == strategy]
     cases += [(past, OWN) for past in evidence.gains if past.strategy == strategy]
-    gain = expected_gain(describe_situation(evidence, policy.decision), cases) if evidence.champion else None
+    gain = _gain(evidence, policy, cases) if evidence.champion else None
     return Forecast(
         strategy=strategy,
         gain=gain.mean if gain else None,
@@ -87,6 +87,11 @@ def forecast(strategy: StrategyName, evidence: Evidence, policy: Policy) -> Fore
         gpu_seconds=None if seconds is None else seconds * evidence.gpus,
         money=None if seconds is None or price is None else price * seconds * max(1, evidence.gpus) / 3600,
     )
+
+
+def _gain(evidence: Evidence, policy: Policy, cases: Sequence[tuple[PastGain, float]]) -> Gain | None:
+    situation = describe_situation(evidence, policy.decision)
+    return expected_gain(situation, cases, doubt=believed_drop(evidence).deviation, most=headroom(evidence))
 
 
 def utility(told: Forecast, evidence: Evidence, policy: Policy) -> float:

@@ -69,6 +69,12 @@ def _append(
         approval = append("approval", actor, reason)
         return approval, append("promotion", approval.actor, verdict.findings)
     except LostRace as race:
+        if race.champion == verdict.challenger:
+            raise ConfigurationError(
+                f"{verdict.challenger} is champion already: another run came to the same challenger",
+                expected="a challenger that is not promoted yet",
+                next_command="nothing: it is in force",
+            ) from race
         raise ConfigurationError(
             f"champion {race.champion or 'none'}; {verdict.challenger} was judged against another one",
             expected=f"champion {verdict.champion or 'none'}",

@@ -34,12 +34,6 @@ from components.train.randomness import Purpose, torch_generator
 from components.train.replay import choose_replay
 from components.train.strategy import Tensors
 
-# Settings that change how a training runs and not what comes out: with another value it still is the same training.
-HOW_IT_RUNS = {
-    *("strategies", "cpu_threads", "checkpoint_seconds", "max_preemptions", "max_errors"),
-    *("launcher", "nodes", "trainjob_runtime"),
-}
-
 
 class Outcome(Document):
     """What came out of a training, beside the weights: see `TrainingSummary`."""
@@ -104,8 +98,7 @@ class Job:
             "window": self.window,
             "decision": self.decision.model_dump(mode="json", include={"champion", "old_windows", "classes"}),
             "recipe": self.plan.hyperparameters.model_dump(mode="json"),
-            "head": training.strategies["head-only"].model_dump(mode="json"),
-            "training": training.model_dump(mode="json", exclude=HOW_IT_RUNS),
+            "training": training.what_it_makes,
             "package": package_version("retrain-pipeline"),
         }
         digest = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:32]

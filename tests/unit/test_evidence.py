@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from math import sqrt
 from pathlib import Path
 
 import pytest
@@ -206,7 +207,7 @@ def test_without_labels_exemplars_or_history_it_is_said_and_a_plan_follows(house
     assert found.missing == (
         "No training is on record: what this one will take is not known.",
         "No image of a class that the champion knows has a label yet: its loss of accuracy is not measured.",
-        "Nor is it estimated: the champion's reference has no rehearsed changes.",
+        "Nor is it estimated: too few images, or no changes were rehearsed when the champion was made.",
         "The champion's version keeps no exemplars: all old training rows are drawn from.",
         "No full retrain is found among the last 100 versions: when there was one is not known.",
     )
@@ -224,6 +225,9 @@ def test_what_was_forgotten_since_the_last_full_retrain_adds_up(house: House) ->
     found = house.evidence(house.window("new", {"cat": range(50, 60)}), DriftReport(champion=third, rows=2))
     assert found.windows_since == 2
     assert found.forgotten == pytest.approx(0.03 - 0.01)
+    assert found.forgotten_interval is not None
+    deviation = sqrt((3 - 3**2 / 100 + 1 - 1 / 100) / 100**2)  # three answers got worse, then one better
+    assert found.forgotten_interval.upper == pytest.approx(0.02 + 1.96 * deviation, abs=1e-4)
     assert found.retrained == datetime.now(UTC).date()
 
 
@@ -291,6 +295,29 @@ def test_runs_that_trained_nothing_do_not_push_out_those_that_did(house: House) 
     assert [past.seconds for past in found.trainings] == [2.0, 3.0], "the last two, the latest last"
 
 
+def test_a_challenger_that_several_runs_came_to_counts_once(house: House) -> None:
+    old = house.window("a", {"cat": range(20), "dog": range(100, 120)})
+    champion = house.promote((old,), "retrain", None)
+    earlier = house.evidence(house.window("b", {"cat": range(20, 40)}), DriftReport(champion=champion, rows=2))
+    for number, version in enumerate(("v", "v", "w")):
+        documents = ("decide", past_plan("retrain", earlier)), ("train-1", trained("retrain", version))
+        house.run(f"a{number}", *documents, ("evaluate-1", judged(version, 90, 88)))
+    documents = ("validate", ValidationReport(expectations=())), ("detect_drift", DriftReport(champion=None, rows=2))
+    found = gather_evidence(house.run("later", *documents), old)
+    assert (len(found.trainings), len(found.gains)) == (3, 2)
+
+
+@pytest.mark.parametrize(("strategy", "in_vain"), [("retrain", True), ("fine-tune", False)])
+def test_a_full_retrain_that_did_not_replace_the_champion_is_remembered(
+    house: House, strategy: StrategyName, in_vain: bool
+) -> None:
+    champion = house.promote((house.window("a", {"cat": range(20)}),), "retrain", None)
+    plan = past_plan(strategy).model_copy(update={"champion": champion})
+    house.run("before", ("decide", plan), ("train-1", trained(strategy)))
+    found = house.evidence(house.window("b", {"cat": range(20, 40)}), DriftReport(champion=champion, rows=2))
+    assert found.retrained_in_vain is in_vain
+
+
 def test_the_time_of_a_training_that_was_cut_off_tells_nothing(house: House) -> None:
     trained_run(house, "a", 5.0, attempts=2)
     found = house.evidence(house.window("a", {"cat": range(20)}), DriftReport(champion=None, rows=2))
@@ -316,8 +343,8 @@ def test_drift_that_cannot_be_told_is_said(house: House) -> None:
 
 
 def test_a_run_that_cannot_be_read_is_left_out_and_named(house: House) -> None:
-    broken = house.run("broken")
-    house.store.put(broken.key("decide.json"), b"{")
+    trained_run(house, "broken", 1.0)
+    house.store.put("runs/broken/decide.json", b"{")
     found = house.evidence(house.window("a", {"cat": range(20)}), DriftReport(champion=None, rows=2))
     assert found.missing[-1].startswith("Run broken cannot be read: ")
 

@@ -46,6 +46,13 @@ def test_filing_the_same_plan_again_changes_nothing(store: DirectoryStore) -> No
     assert len(list(store.list_objects("plans/"))) == 1
 
 
+def test_filing_a_plan_mends_what_was_edited(store: DirectoryStore) -> None:
+    digest = save_plan(store, "m", plan())
+    store.put(f"plans/m/{digest}.json", b"{}")
+    assert save_plan(store, "m", plan()) == digest
+    assert find_plan(store, "m", digest) == plan()
+
+
 def test_whatever_differs_makes_another_plan() -> None:
     other = plan().model_copy(update={"evidence": EVIDENCE.model_copy(update={"new_rows": 11})})
     assert len({plan().digest, plan("new-classes").digest, other.digest}) == 3

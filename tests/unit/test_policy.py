@@ -87,7 +87,7 @@ QUIET = replace(
 )
 # The cheap way brings half of what was lost, the dear way a twentieth more of that.
 HERE = describe_situation(QUIET, CONFIG)
-EXPERIENCE = tuple(
+EXPERIENCE = 20 * tuple(
     PastGain(strategy=strategy, situation={**HERE, "drop": drop, "unknown": unknown}, old=0.0, new=share * loss)
     for strategy, share in (("fine-tune", 1.0), ("retrain", 1.05))
     for drop, unknown in ((0.0, 0.0), (0.1, 0.0), (0.6, 0.0), (0.0, 0.5))
@@ -111,6 +111,7 @@ def strategies(decision: Decision) -> list[str]:
     return [rung.strategy for rung in decision.rungs]
 
 
+FORGETFUL = {"forgotten": 0.06, "forgotten_interval": Interval(lower=0.01, upper=0.11), "windows_since": 9}
 BOOTSTRAP = replace(
     QUIET,
     champion=None,
@@ -140,10 +141,20 @@ BOOTSTRAP = replace(
         pytest.param(
             replace(QUIET, already_trained=True, drift=drift(0.2)), "already-trained", "skip", [], id="already trained"
         ),
+        pytest.param(replace(QUIET, **FORGETFUL), "much-forgotten", "train", ["retrain"], id="much forgotten"),
         pytest.param(
-            replace(QUIET, forgotten=0.06, windows_since=9), "much-forgotten", "train", ["retrain"], id="much forgotten"
+            replace(QUIET, **{**FORGETFUL, "forgotten": 0.04}), "nothing-to-gain", "skip", [], id="little forgotten"
         ),
-        pytest.param(replace(QUIET, forgotten=0.04), "nothing-to-gain", "skip", [], id="little forgotten"),
+        pytest.param(
+            replace(QUIET, **{**FORGETFUL, "forgotten_interval": Interval(lower=0.0, upper=0.12)}),
+            "nothing-to-gain",
+            "skip",
+            [],
+            id="forgotten by chance",
+        ),
+        pytest.param(
+            replace(QUIET, **FORGETFUL, retrained_in_vain=True), "nothing-to-gain", "skip", [], id="retrained in vain"
+        ),
         pytest.param(
             replace(QUIET, window_classes={"cat": 250, "owl": 20}),
             "new-classes",
@@ -427,7 +438,7 @@ def test_without_rows_to_train_on_or_to_judge_by_there_is_nothing_to_learn(
 ) -> None:
     decision = plan(replace(evidence, new_rows=new_rows, held_out=held_out))
     assert (decision.rule, decision.action, decision.rungs) == ("nothing-to-learn", "skip", ())
-    assert f"{new_rows} rows to train on and {held_out} held out" in decision.reasons[0]
+    assert f"(labelled rows to train on: {new_rows}, held out: {held_out})" in decision.reasons[0]
     assert decision.reasons[1:] == ((evidence.released,) if evidence.released else ())
 
 
@@ -484,7 +495,7 @@ def test_a_candidate_of_which_nothing_is_known_is_named_and_not_weighed() -> Non
     config = CONFIG.model_copy(update={"candidates": ("head-only", "fine-tune")})
     decision = plan(replace(QUIET, drift=drift(0.1)), config)
     assert strategies(decision)[0] == "fine-tune"
-    assert "Nothing tells what head-only would bring here: `--strategy` tries it." in decision.reasons
+    assert "Nothing tells what head-only would bring here; `--strategy` tries it." in decision.reasons
 
 
 def test_the_first_model_is_promised_no_gain() -> None:
@@ -532,13 +543,51 @@ def test_rungs_that_do_not_fit_into_the_budget_are_left_out() -> None:
     assert strategies(plan(evidence, CONFIG.model_copy(update={"max_seconds": 100.0}))) == ["fine-tune"]
 
 
-def test_a_budget_that_nothing_tells_whether_it_is_kept_is_said() -> None:
-    evidence = replace(QUIET, drift=drift(0.5))
-    for limit, told in (({"max_seconds": 5.0}, "5 s"), ({"max_money": 0.5}, "0.5 EUR")):
-        decided = plan(evidence, CONFIG.model_copy(update=limit))
-        assert decided.action == "train"
-        assert f"Nothing tells yet what it takes, so the budget of {told} may not be kept." in decided.reasons
-    assert not [r for r in plan(evidence).reasons if "budget" in r]
+@pytest.mark.parametrize(
+    ("limits", "trainings", "told"),
+    [
+        ({"max_seconds": 5.0}, (), "Nothing tells yet how long it takes, so the budget of 5 s may not be kept."),
+        ({"max_money": 0.5}, (), "Nothing tells yet how long it takes, so the budget of 0.5 EUR may not be kept."),
+        ({"max_money": 0.5}, ("fine-tune",), "decision.prices has no price of 'CPU', so max_money may not be kept."),
+        ({}, ("fine-tune",), None),
+    ],
+)
+def test_a_budget_that_nothing_tells_whether_it_is_kept_is_said(
+    limits: dict[str, float], trainings: tuple[str, ...], told: str | None
+) -> None:
+    past = tuple(ran(strategy, 1000, 1.0) for strategy in trainings)
+    evidence = replace(QUIET, drift=drift(0.5), trainings=past, device="cpu", processor="CPU")
+    decided = plan(evidence, CONFIG.model_copy(update=limits))
+    assert decided.action == "train"
+    assert [r for r in decided.reasons if "kept" in r] == ([told] if told else [])
+
+
+def test_what_a_person_asks_for_is_trained_beyond_the_budget_and_that_is_said() -> None:
+    evidence = replace(QUIET, forced="retrain", trainings=(ran("fine-tune", 1000, 1.0),), device="cpu")
+    decided = plan(evidence, CONFIG.model_copy(update={"max_seconds": 10.0}))
+    assert strategies(decided) == ["retrain"]
+    assert decided.reasons[-1] == "That goes beyond the budget of 10 s, which binds what the policy chooses only."
+
+
+def test_where_nothing_is_known_and_nothing_lost_nothing_is_tried() -> None:
+    nothing_known = policy(experience=())
+    lost, changed = replace(QUIET, drift=drift(0.1)), replace(QUIET, drift=drift(0.0, -0.02, 0.02, alarm=True))
+    assert decide(lost, nothing_known).action == "train"
+    assert (decide(changed, nothing_known).action, decide(changed, nothing_known).rule) == ("skip", "changed-images")
+
+
+def test_a_strategy_asked_for_without_a_champion_has_to_wait_and_that_is_said() -> None:
+    decided = plan(replace(BOOTSTRAP, forced="fine-tune"))
+    assert strategies(decided) == ["retrain"]
+    assert decided.reasons[0].endswith("fine-tune, which was asked for, has to wait.")
+
+
+def test_no_turning_point_is_told_twice() -> None:
+    for worth in (0.0, 0.5, 100.0):
+        points = plan(
+            replace(QUIET, drift=drift(0.1)), CONFIG.model_copy(update={"retrain_worth": worth})
+        ).turning_points
+        assert len(set(points)) == len(points)
 
 
 def test_a_candidate_off_the_ladder_stands_below_what_costs_more() -> None:
