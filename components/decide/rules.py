@@ -136,11 +136,11 @@ def other_image_size(evidence: Evidence, config: DecisionConfig) -> Choice | Non
 
 
 def much_new_data(evidence: Evidence, config: DecisionConfig) -> Choice | None:
-    """So many more images that training may bring something even without a drop."""
+    """So many more images that there is something to learn even without a drop."""
     if evidence.volume < config.train_at_volume:
         return None
     ratio = f"{evidence.volume:.1f} new images for each old one, at least {config.train_at_volume:g}"
-    return Choice(action="train", sentence=f"{ratio}: there is more to learn from.", may_skip=True)
+    return Choice(action="train", sentence=f"{ratio}: there is more to learn from.")
 
 
 def nothing_to_gain(evidence: Evidence, config: DecisionConfig) -> Choice:

@@ -16,7 +16,7 @@ from components.decide.situation import describe_situation, learnable_classes
 from components.decide.turning import outcome_of, with_rows
 from components.decide.utility import Policy
 
-CONFIG = DecisionConfig(ladder=("fine-tune", "retrain"), candidates=("fine-tune", "retrain"))
+CONFIG = DecisionConfig(ladder=("fine-tune", "retrain"), candidates=("fine-tune", "retrain"), retrain_worth=0.5)
 LOOPS: dict[StrategyName, Recipe] = {
     "head-only": Recipe(epochs=60, learning_rate=5e-3),
     "fine-tune": Recipe(epochs=10, learning_rate=5e-4),
@@ -166,7 +166,7 @@ BOOTSTRAP = replace(
             replace(QUIET, drift=drift(0.5)), "measurable-drop", "train", ["retrain"], id="worth a full retrain"
         ),
         pytest.param(
-            replace(QUIET, new_rows=4000), "much-new-data", "skip", [], id="much new data that brings nothing"
+            replace(QUIET, new_rows=4000), "much-new-data", "train", ["fine-tune", "retrain"], id="much new data"
         ),
         pytest.param(
             replace(QUIET, drift=drift(0.03)), "measurable-drop", "train", ["fine-tune", "retrain"], id="measurable"
