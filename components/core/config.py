@@ -318,18 +318,35 @@ class EvaluationConfig(Section):
 
 
 class GateConfig(Section):
-    """What a challenger must show before it is promoted. Bounds are one-sided at confidence 1 - alpha."""
+    """What a challenger must show before it is promoted: nothing may have got worse by more than a margin, for certain,
+    and nothing may have been harmed beyond its guard's limit, for all that is known."""
 
     alpha: Annotated[float, Field(gt=0.0, lt=0.5)] = 0.05
-    """Chance, per holdout and attempt, of promoting a model that is worse than the margin."""
+    """Chance that a window ends in the promotion of a model that is worse than a margin, over all that is tried on it.
+    Attempts of a run, and runs on one window, share it: `gate/levels.py`."""
     old_margin: Fraction = 0.01
-    """Accuracy the challenger may lose on the old holdout. One point needs about 1,250 rows at 2 % discordance."""
+    """Accuracy the challenger may lose on the old holdout. README has a table of the rows that a margin needs."""
     new_margin: Fraction = 0.01
     """Accuracy the challenger may lose on the new holdout, over the classes that the champion knows."""
     min_accuracy: Fraction = 0.7
     """Accuracy the challenger must reach on the new holdout (lower bound), whatever the champion does."""
     min_new_class_recall: Fraction = 0.5
     """Recall the challenger must reach on each class that the champion does not know (point estimate)."""
+    forgetting_budget: Fraction = 0.02
+    """Accuracy that promotions together may lose against the last version trained from scratch, on the holdout of its
+    windows. Small losses within the margins add up; this stops them. 1 switches it off."""
+    class_margin: Fraction = 0.05
+    """Accuracy a class may lose, on either holdout, before the loss of it turns the challenger down. Only a certain
+    loss does (one-sided test at alpha, corrected for the number of classes)."""
+    max_calibration_loss: Fraction | None = 0.05
+    """How much larger the challenger's expected calibration error may be than the champion's, on the new holdout; only
+    a certain excess turns it down. Beyond 5 points, thresholds set on the champion's confidence, and drops estimated
+    from it, are off by more than the estimate's own error (3.4 points). None: not checked."""
+    max_latency_ratio: Annotated[float, Field(gt=0)] | None = None
+    """Seconds an image may take, as a multiple of the champion's (0.95 quantile, where both were measured on the same
+    device). None: not checked, the evaluation shows them."""
+    max_size_ratio: Annotated[float, Field(gt=0)] | None = None
+    """Bytes of the weights, as a multiple of the champion's. None: not checked, the evaluation shows them."""
 
 
 class ReportConfig(Section):

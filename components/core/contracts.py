@@ -513,18 +513,26 @@ class CheckResult(Document):
 
 
 class Verdict(StepDocument):
-    """What the gate says of one attempt."""
+    """What the gate says of one attempt. `level` is the chance, at most, that this attempt passes a model that is at a
+    margin, and `terms` tells where it comes from; None and empty in verdicts of earlier releases."""
 
     verdict: VerdictWord
     challenger: str
     champion: str | None
     checks: tuple[CheckResult, ...]
+    level: float | None = None
+    terms: str = ""
 
     @property
     def markdown(self) -> str:
-        """The checks as a table."""
-        rows = [f"| {'✓' if c.passed else '✗' if c.conclusive else '?'} | {c.sentence} |" for c in self.checks]
-        return "\n".join([f"**{self.verdict}**", "", "| | check |", "|---|---|", *rows])
+        """The checks as a table. Names of classes in it cannot become markup."""
+        rows = [
+            f"| {'✓' if c.passed else '✗' if c.conclusive else '?'} "
+            f"| {escape(c.sentence, quote=False).replace('|', '&#124;')} |"
+            for c in self.checks
+        ]
+        terms = ["", self.terms] if self.terms else []
+        return "\n".join([f"**{self.verdict}**", "", "| | check |", "|---|---|", *rows, *terms])
 
     @property
     def word(self) -> str:
@@ -532,8 +540,8 @@ class Verdict(StepDocument):
 
     @property
     def findings(self) -> str:
-        """What every check said."""
-        return " ".join(check.sentence for check in self.checks)
+        """What every check said, and at which level."""
+        return " ".join((*(check.sentence for check in self.checks), self.terms)).strip()
 
     @property
     def sentence(self) -> str:
