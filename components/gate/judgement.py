@@ -4,30 +4,30 @@ from __future__ import annotations
 
 from components.core.config import GateConfig
 from components.core.contracts import Evaluation, Verdict, VerdictWord
-from components.gate.checks import CHECKS
+from components.gate.checks import CHECKS, within_budget
 from components.gate.guards import GUARDS
-from components.gate.levels import attempt_level, describe_level
+from components.gate.levels import Looks
+
+ONE_LOOK = Looks()
 
 
-def judge(
-    evaluation: Evaluation, config: GateConfig, *, higher_rung_left: bool, rungs: int = 1, earlier_runs: int = 0
-) -> Verdict:
+def judge(evaluation: Evaluation, config: GateConfig, *, higher_rung_left: bool, looks: Looks = ONE_LOOK) -> Verdict:
     """Run all checks and guards and say one word.
 
     Args:
         evaluation: What was measured. What an earlier release did not measure is not checked.
         config: Margins and limits.
         higher_rung_left: Whether a stronger strategy of the plan is left to try.
-        rungs: Attempts of the plan, this one included.
-        earlier_runs: Runs that were judged on the same window before, and promoted nothing.
+        looks: How often the same rows are looked at, which decides how sure each attempt must be.
 
     Returns:
         `promote` if all pass; else `escalate` while a rung is left; else `reject` if a check failed for certain (at
         confidence 1 - level), and `hold` if more rows could still turn each failed check.
     """
-    level = attempt_level(config.alpha, rungs, earlier_runs)
+    level = looks.level(config.alpha)
     results = [
         *(check(evaluation, config, level) for check in CHECKS),
+        within_budget(evaluation, config, looks.anchor_level(config.alpha)),
         *(guard(evaluation, config) for guard in GUARDS),
     ]
     checks = tuple(result for result in results if result is not None)
@@ -45,5 +45,5 @@ def judge(
         champion=evaluation.champion,
         checks=checks,
         level=level,
-        terms=describe_level(config.alpha, rungs, earlier_runs),
+        terms=looks.describe(config.alpha, anchored=evaluation.anchor is not None),
     )

@@ -30,9 +30,10 @@ def rows_needed(*, gained: float, lost: float, margin: float, level: float, powe
         At least 1; None where the true difference, `gained - lost`, is at the margin or beyond it: no number helps.
 
     Source:
-        Size of a score test: (z_level * sd under the margin + z_power * sd under the truth)^2 / distance^2, with the
-        standard deviation of Tango (1998) under the margin. The usual formula (Lu and Bean, Stat. Med. 14 (1995)) takes
-        the latter for both, and asks for too few rows where the discordance is not many times the margin.
+        (z_level * sd under the margin + z_power * sd under the truth)^2 / distance^2, the first sd as in Tango (1998):
+        Nam, "Establishing equivalence of two treatments and sample size requirements in matched-pairs design",
+        Biometrics 53 (1997). The simpler formula that takes the latter for both asks for too few rows where the
+        discordance is not many times the margin.
     """
     if margin >= 1:
         return 1
