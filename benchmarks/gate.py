@@ -170,7 +170,7 @@ def second_tango(rows: int, gained: Counts, lost: Counts, margin: float, level: 
 
 
 def mcnemar(gained: Counts, lost: Counts) -> Flags:
-    """Not significantly worse: a fair coin would lose as many of the discordant rows more often than in 5 % of cases."""
+    """Not significantly worse: a fair coin loses as many of the discordant rows in more than 5 % of cases."""
     flags: Flags = binom.cdf(gained, gained + lost, 0.5) > ALPHA
     return flags
 
@@ -361,8 +361,8 @@ def measure_budget(repeats: int, random: Generator) -> Part:
                 print(f"{rows:6} {100 * difference:+5.1f} {name:>7}   {told[0]:>54}   {told[1]}")
     ten, fifty = ({name: max(shares[i::2]) for name, shares in beyond.items()} for i in (0, 1))
     figure = (
-        f"losses that add up: beyond the budget after ten windows in at most {ten['shared']:.1%} of the repeats, after 50 "
-        f"in {fifty['shared']:.1%} (alpha anew for each window {ten['anew']:.0%} and {fifty['anew']:.0%}, "
+        f"losses that add up: beyond the budget after ten windows in at most {ten['shared']:.1%} of the repeats, "
+        f"after 50 in {fifty['shared']:.1%} (alpha anew for each window {ten['anew']:.0%} and {fifty['anew']:.0%}, "
         f"no budget {ten['none']:.0%})"
     )
     return Part(figure=figure, reached=max(beyond["shared"]) <= ALPHA)
