@@ -322,8 +322,9 @@ class GateConfig(Section):
     and nothing may have been harmed beyond its guard's limit, for all that is known."""
 
     alpha: Annotated[float, Field(gt=0.0, lt=0.5)] = 0.05
-    """Chance that a window ends in the promotion of a model that is worse than a margin, over all that is tried on it.
-    Attempts of a run, and runs on one window, share it: `gate/levels.py`."""
+    """Chance that a window ends in the promotion of a model that is worse than a margin, over all that is tried on it:
+    attempts of a run, and runs on one window, share it. So do all runs until the next training from scratch, for the
+    chance that one of them exceeds the forgetting budget."""
     old_margin: Fraction = 0.01
     """Accuracy the challenger may lose on the old holdout. README has a table of the rows that a margin needs."""
     new_margin: Fraction = 0.01
