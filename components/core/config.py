@@ -39,6 +39,32 @@ ExpectationName = Literal[
     "known classes",
     "no class missing",
 ]
+SliceColumn = Literal[
+    "group",
+    "bytes",
+    "width",
+    "height",
+    "channels",
+    "mode",
+    "format",
+    "quality",
+    "mean",
+    "std",
+    "sharpness",
+    "red",
+    "green",
+    "blue",
+    "red_std",
+    "green_std",
+    "blue_std",
+    "skew",
+    "black",
+    "peak",
+    "midtones",
+    "flat_tail",
+    "doubled",
+    "blockiness",
+]
 
 
 class StoreConfig(Section):
@@ -315,6 +341,13 @@ class EvaluationConfig(Section):
 
     batch_size: Annotated[int, Field(ge=1)] = 256
     """Rows of one forward pass."""
+    slices: tuple[SliceColumn, ...] = ()
+    """Columns of the manifest by which both models are compared too, beside class, window, resolution and brightness.
+    Columns of numbers are cut into quarters of the rows."""
+    min_slice_rows: Annotated[int, Field(ge=1)] = 20
+    """A slice with fewer rows is left out. One row of 20 is five points of accuracy: less tells nothing."""
+    latency_repeats: Annotated[int, Field(ge=0)] = 50
+    """Single images that are timed with each model; 0: not measured. The 0.99 quantile of 50 is about the slowest."""
 
 
 class GateConfig(Section):

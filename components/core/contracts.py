@@ -372,7 +372,8 @@ class HoldoutScores(Document):
     `confusion`: rows are true classes, columns the challenger's answers, in the order of `classes`;
     `champion_confusion` is the champion's, over the rows of classes that it knows, as square as these are many.
 
-    `by_class`: the paired outcome of the rows of each class that both know. `calibration_error`: the challenger's
+    `by_class`: the paired outcome of the rows of each class that both know; `by_window` the same of each window, oldest
+    first. `calibration_error`: the challenger's
     expected calibration error on rows of classes that both know (all rows while there is no champion), in [0, 1];
     `champion_calibration_error` the champion's on the same. None, and empty, where it was not measured."""
 
@@ -384,6 +385,7 @@ class HoldoutScores(Document):
     confusion: tuple[tuple[int, ...], ...]
     champion_confusion: tuple[tuple[int, ...], ...] | None = None
     by_class: dict[str, PairedOutcome] = {}
+    by_window: dict[str, PairedOutcome] = {}
     slices: tuple[SliceScores, ...] = ()
     calibration_error: float | None = None
     champion_calibration_error: float | None = None
