@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from components.core.contracts import ClassRecall, HoldoutScores, PairedOutcome
+from components.core.errors import BrokenModel
 
 Confusion = Sequence[Sequence[int]]
 
@@ -75,7 +76,18 @@ def pair(champion: Tensor, challenger: Tensor) -> PairedOutcome:
 
 
 def count_answers(labels: Tensor, answers: Tensor, classes: int) -> tuple[tuple[int, ...], ...]:
-    """The confusion matrix of answers, both int64 (n,) in [0, classes)."""
+    """The confusion matrix of answers, both int64 (n,) in [0, classes).
+
+    Raises:
+        BrokenModel: An answer is none of the classes.
+    """
+    outside = answers[(answers < 0) | (answers >= classes)]
+    if len(outside):
+        raise BrokenModel(
+            f"answer {int(outside[0])} of a model that has {classes} classes",
+            expected=f"answers from 0 to {classes - 1}",
+            next_command="retrain verify checks the files of all versions",
+        )
     counts = torch.bincount(labels * classes + answers, minlength=classes * classes)
     return tuple(tuple(row) for row in counts.view(classes, classes).tolist())
 
