@@ -52,8 +52,9 @@ def time_images(models: Sequence[Classifier], repeats: int, clock: Callable[[], 
         for model, image, times in zip(models, images, seconds, strict=True):
             start = clock()
             model(image.to(model.head.weight.device)).cpu()
+            took = clock() - start
             if turn >= WARM_UP:
-                times.append(clock() - start)
+                times.append(took)
     return seconds
 
 
