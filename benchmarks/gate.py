@@ -345,9 +345,7 @@ def measure_budget(repeats: int, random: Generator) -> Part:
         "anew": lambda window: ALPHA,
         "none": lambda window: None,
     }
-    print(
-        f"\nwindow after window truly worse, budget {100 * GateConfig().forgetting_budget:.0f} points, 4 % discordant"
-    )
+    print(f"\nwindow after window truly worse, budget {100 * GateConfig().budget:.0f} points, 4 % discordant")
     print(f"{'rows':>6} {'true':>5} {'alpha':>7}   after 10 windows: promoted, mean lost, beyond budget   after 50")
     beyond: dict[str, list[float]] = {name: [] for name in rules}
     for rows in (2_000, 5_000, 20_000):
@@ -355,7 +353,7 @@ def measure_budget(repeats: int, random: Generator) -> Part:
             for name, rule in rules.items():
                 told = []
                 for lost, promotions in accumulate_losses(rows, difference, rule, repeats, random):
-                    share = float((lost > GateConfig().forgetting_budget + 1e-9).mean())
+                    share = float((lost > GateConfig().budget + 1e-9).mean())
                     told.append(f"{promotions.mean():5.1f} {100 * lost.mean():5.2f} {share:7.2%}")
                     beyond[name].append(share)
                 print(f"{rows:6} {100 * difference:+5.1f} {name:>7}   {told[0]:>54}   {told[1]}")
@@ -372,7 +370,7 @@ def accumulate_losses(
     rows: int, difference: float, rule: Callable[[int], float | None], repeats: int, random: Generator
 ) -> Iterator[tuple[np.ndarray, Counts]]:
     """Accuracy lost in all and number of promotions, after 10 and after 50 windows, all judged on the anchor's rows."""
-    discordance, level, budget = 0.04, Looks().level(ALPHA), GateConfig().forgetting_budget
+    discordance, level, budget = 0.04, Looks().level(ALPHA), GateConfig().budget
     lineage, promotions = Lineage.begin(rows, repeats, random), np.zeros(repeats, dtype=int)
     differences = np.full(repeats, difference)
     for window in range(50):

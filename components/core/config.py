@@ -366,9 +366,10 @@ class GateConfig(Section):
     """Accuracy the challenger must reach on the new holdout (lower bound), whatever the champion does."""
     min_new_class_recall: Fraction = 0.5
     """Recall the challenger must reach on each class that the champion does not know (point estimate)."""
-    forgetting_budget: Fraction = 0.02
+    forgetting_budget: Fraction | None = None
     """Accuracy that promotions together may lose against the last version trained from scratch, on the holdout of its
-    windows. Small losses within the margins add up; this stops them. 1 switches it off."""
+    windows: small losses within the margins add up. None: twice old_margin, which the same rows can tell; 1: not
+    checked."""
     class_margin: Fraction = 0.05
     """Accuracy a class may lose, on either holdout, before the loss of it turns the challenger down. Only a certain
     loss does (one-sided test at alpha, corrected for the number of classes)."""
@@ -381,6 +382,11 @@ class GateConfig(Section):
     device). None: not checked, the evaluation shows them."""
     max_size_ratio: Annotated[float, Field(gt=0)] | None = None
     """Bytes of the weights, as a multiple of the champion's. None: not checked, the evaluation shows them."""
+
+    @property
+    def budget(self) -> float:
+        """What `forgetting_budget` comes to, in [0, 1]."""
+        return min(1.0, 2 * self.old_margin) if self.forgetting_budget is None else self.forgetting_budget
 
 
 class ReportConfig(Section):

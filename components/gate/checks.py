@@ -66,7 +66,7 @@ def within_budget(evaluation: Evaluation, config: GateConfig, level: float) -> C
     if anchor is None:
         return None
     title = f"Against {anchor.version[:12]}, the last version trained from scratch"
-    return _not_worse("forgetting budget", title, anchor.paired, config.forgetting_budget, level)
+    return _not_worse("forgetting budget", title, anchor.paired, config.budget, level)
 
 
 def learns_new_classes(evaluation: Evaluation, config: GateConfig, level: float) -> CheckResult | None:

@@ -69,6 +69,16 @@ def test_budget_is_checked_only_against_an_anchor() -> None:
     assert within_budget(evaluation(), CONFIG, LEVEL) is None
 
 
+@pytest.mark.parametrize(
+    ("given", "budget"),
+    [({}, 0.02), ({"old_margin": 0.06}, 0.12), ({"old_margin": 0.7}, 1.0), ({"forgetting_budget": 0.0}, 0.0)],
+)
+def test_budget_is_twice_the_margin_unless_it_is_set(given: dict[str, float], budget: float) -> None:
+    check = within_budget(evaluation(anchor=SAME), GateConfig.model_validate(given), LEVEL)
+    assert check is not None
+    assert check.threshold == -budget
+
+
 def test_small_losses_pass_each_time_until_the_budget_is_used_up() -> None:
     # Each window loses 8 of 2,000 rows, gains none: within the margin of a point. Against the anchor they add up.
     words = []
