@@ -373,8 +373,8 @@ class HoldoutScores(Document):
     `champion_confusion` is the champion's, over the rows of classes that it knows, as square as these are many.
 
     `by_class`: the paired outcome of the rows of each class that both know; `by_window` the same of each window, oldest
-    first. `calibration_error`: the challenger's
-    expected calibration error on rows of classes that both know (all rows while there is no champion), in [0, 1];
+    first. `calibration_error`: the challenger's expected calibration error on rows of classes that both know (all rows
+    while there is no champion), in [0, 1];
     `champion_calibration_error` the champion's on the same. None, and empty, where it was not measured."""
 
     rows: int

@@ -13,7 +13,7 @@ from components.core.statistics import wilson_interval
 from components.evaluate.answers import Answers
 from components.evaluate.diagram import reliability_diagram
 from components.evaluate.flips import FlipKind, negative_flip_rate, negative_flips, relative_negative_flips
-from components.evaluate.holdouts import confidence_bins
+from components.evaluate.measurement import confidence_bins
 from components.evaluate.scores import balanced_accuracy, known_rows, macro_f1, precisions, recalls
 from components.evaluate.transfer import backward_transfer, forgetting, pair_windows
 

@@ -15,10 +15,10 @@ from components.core.windows import Window, to_parquet
 from components.evaluate.anchor import find_anchor
 from components.evaluate.answers import Answers, Said
 from components.evaluate.costs import measure_costs
-from components.evaluate.holdout import ROW_COLUMNS, read_holdout
-from components.evaluate.holdouts import measure_anchor, measure_holdout
+from components.evaluate.measurement import measure_anchor, measure_holdout
 from components.evaluate.page import draw_page
 from components.evaluate.panel import Panel
+from components.evaluate.rows import ROW_COLUMNS, read_holdout
 from components.evaluate.slices import SLICE_COLUMNS
 
 logger = logging.getLogger(__name__)

@@ -17,7 +17,7 @@ from components.core.errors import BrokenModel
 from components.core.windows import SCHEMA, from_parquet, to_parquet
 from components.evaluate.answers import Answers, Said
 from components.evaluate.flips import FlipKind, negative_flip_rate, negative_flips, relative_negative_flips
-from components.evaluate.holdouts import measure_anchor, measure_holdout
+from components.evaluate.measurement import measure_anchor, measure_holdout
 from components.evaluate.slices import bands, score_slices
 from components.evaluate.transfer import backward_transfer, forgetting, pair_windows
 

@@ -12,7 +12,7 @@ from components.evaluate.answers import Answers
 from components.evaluate.calibration import Bin
 from components.evaluate.diagram import reliability_diagram
 from components.evaluate.figures import list_figures
-from components.evaluate.holdouts import measure_anchor, measure_holdout
+from components.evaluate.measurement import measure_anchor, measure_holdout
 from components.evaluate.page import MOST_CLASSES, draw_page, headline
 from tests.unit.test_drift_page import sound
 from tests.unit.test_evaluation_answers import answers_of

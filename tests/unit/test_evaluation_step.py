@@ -26,7 +26,7 @@ from components.core.windows import Window, from_parquet
 from components.evaluate import answers as answers_module
 from components.evaluate import step
 from components.evaluate.anchor import find_anchor
-from components.evaluate.holdout import read_holdout
+from components.evaluate.rows import read_holdout
 from components.ingest.step import ingest
 from tests.unit.test_drift_page import START, sound
 from tests.unit.test_features import deliver
