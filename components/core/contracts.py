@@ -374,8 +374,8 @@ class HoldoutScores(Document):
 
     `by_class`: the paired outcome of the rows of each class that both know; `by_window` the same of each window, oldest
     first. `calibration_error`: the challenger's expected calibration error on rows of classes that both know (all rows
-    while there is no champion), in [0, 1];
-    `champion_calibration_error` the champion's on the same. None, and empty, where it was not measured."""
+    while there is no champion), in [0, 1]; `champion_calibration_error` the champion's on the same. None, and empty,
+    where it was not measured."""
 
     rows: int
     correct: int
