@@ -39,6 +39,32 @@ ExpectationName = Literal[
     "known classes",
     "no class missing",
 ]
+SliceColumn = Literal[
+    "group",
+    "bytes",
+    "width",
+    "height",
+    "channels",
+    "mode",
+    "format",
+    "quality",
+    "mean",
+    "std",
+    "sharpness",
+    "red",
+    "green",
+    "blue",
+    "red_std",
+    "green_std",
+    "blue_std",
+    "skew",
+    "black",
+    "peak",
+    "midtones",
+    "flat_tail",
+    "doubled",
+    "blockiness",
+]
 
 
 class StoreConfig(Section):
@@ -329,21 +355,52 @@ class EvaluationConfig(Section):
 
     batch_size: Annotated[int, Field(ge=1)] = 256
     """Rows of one forward pass."""
+    slices: tuple[SliceColumn, ...] = ()
+    """Columns of the manifest by which both models are compared too, beside class, window, resolution and brightness.
+    Columns of numbers are cut into quarters of the rows."""
+    min_slice_rows: Annotated[int, Field(ge=1)] = 20
+    """A slice with fewer rows is left out. One row of 20 is five points of accuracy: less tells nothing."""
+    latency_repeats: Annotated[int, Field(ge=0)] = 50
+    """Single images that are timed with each model; 0: not measured. The 0.99 quantile of 50 is about the slowest."""
 
 
 class GateConfig(Section):
-    """What a challenger must show before it is promoted. Bounds are one-sided at confidence 1 - alpha."""
+    """What a challenger must show before it is promoted: nothing may have got worse by more than a margin, for certain,
+    and nothing may have been harmed beyond its guard's limit, for all that is known."""
 
     alpha: Annotated[float, Field(gt=0.0, lt=0.5)] = 0.05
-    """Chance, per holdout and attempt, of promoting a model that is worse than the margin."""
+    """Chance that a window ends in the promotion of a model that is worse than a margin, over all that is tried on it:
+    attempts of a run, and runs on one window, share it. So do all runs until the next training from scratch, for the
+    chance that one of them exceeds the forgetting budget."""
     old_margin: Fraction = 0.01
-    """Accuracy the challenger may lose on the old holdout. One point needs about 1,250 rows at 2 % discordance."""
+    """Accuracy the challenger may lose on the old holdout. README has a table of the rows that a margin needs."""
     new_margin: Fraction = 0.01
     """Accuracy the challenger may lose on the new holdout, over the classes that the champion knows."""
     min_accuracy: Fraction = 0.7
     """Accuracy the challenger must reach on the new holdout (lower bound), whatever the champion does."""
     min_new_class_recall: Fraction = 0.5
     """Recall the challenger must reach on each class that the champion does not know (point estimate)."""
+    forgetting_budget: Fraction | None = None
+    """Accuracy that promotions together may lose against the last version trained from scratch, on the holdout of its
+    windows: small losses within the margins add up. None: twice old_margin, which the same rows can tell; 1: not
+    checked."""
+    class_margin: Fraction = 0.05
+    """Accuracy a class may lose, on either holdout, before the loss of it turns the challenger down. Only a certain
+    loss does (one-sided test at alpha, corrected for the number of classes)."""
+    max_calibration_loss: Fraction | None = 0.05
+    """How much larger the challenger's expected calibration error may be than the champion's, on the new holdout; only
+    a certain excess turns it down. Beyond 5 points, thresholds set on the champion's confidence, and drops estimated
+    from it, are off by more than the estimate's own error (3.4 points). None: not checked."""
+    max_latency_ratio: Annotated[float, Field(gt=0)] | None = None
+    """Seconds an image may take, as a multiple of the champion's (0.95 quantile, where both were measured on the same
+    device). None: not checked, the evaluation shows them."""
+    max_size_ratio: Annotated[float, Field(gt=0)] | None = None
+    """Bytes of the weights, as a multiple of the champion's. None: not checked, the evaluation shows them."""
+
+    @property
+    def budget(self) -> float:
+        """What `forgetting_budget` comes to, in [0, 1]."""
+        return min(1.0, 2 * self.old_margin) if self.forgetting_budget is None else self.forgetting_budget
 
 
 class ReportConfig(Section):

@@ -355,10 +355,27 @@ class ClassRecall(Document):
     correct: int
 
 
+class SliceScores(Document):
+    """A part of a holdout: rows whose `by` (class, window, a manifest column or a band of it) is `value`. `rows` and
+    `correct` are the challenger's over all of them, `paired` covers classes that both know."""
+
+    by: str
+    value: str
+    rows: int
+    correct: int
+    paired: PairedOutcome
+
+
 class HoldoutScores(Document):
     """One holdout. `rows` and `correct` are the challenger's over all rows; `paired` covers the classes the champion
     knows; classes it does not know are measured apart, class by class (also those without a row), never averaged in.
-    `confusion`: rows are true classes, columns the challenger's answers, in the order of `classes`."""
+    `confusion`: rows are true classes, columns the challenger's answers, in the order of `classes`;
+    `champion_confusion` is the champion's, over the rows of classes that it knows, as square as these are many.
+
+    `by_class`: the paired outcome of the rows of each class that both know; `by_window` the same of each window, oldest
+    first. `calibration_error`: the challenger's expected calibration error on rows of classes that both know (all rows
+    while there is no champion), in [0, 1]; `champion_calibration_error` the champion's on the same. None, and empty,
+    where it was not measured."""
 
     rows: int
     correct: int
@@ -366,6 +383,12 @@ class HoldoutScores(Document):
     new_classes: dict[str, ClassRecall]
     classes: tuple[str, ...]
     confusion: tuple[tuple[int, ...], ...]
+    champion_confusion: tuple[tuple[int, ...], ...] | None = None
+    by_class: dict[str, PairedOutcome] = {}
+    by_window: dict[str, PairedOutcome] = {}
+    slices: tuple[SliceScores, ...] = ()
+    calibration_error: float | None = None
+    champion_calibration_error: float | None = None
 
     @property
     def accuracy(self) -> float | None:
@@ -383,14 +406,38 @@ class Accuracies(Document):
     challenger_new: float | None = None
 
 
+class AnchorScores(Document):
+    """The challenger against the anchor (`version`, in the champion's place of `paired`): the last version that was
+    trained from scratch. On the holdout of the anchor's windows, of classes that both know."""
+
+    version: str
+    paired: PairedOutcome
+
+
+class ModelCost(Document):
+    """What a model costs in use: size of its weights in bytes; floating-point operations for one image (a
+    multiplication and an addition are two; None where they cannot be counted); seconds that one image takes alone, as
+    quantiles (`0.5`, `0.95`, `0.99`), on `device`."""
+
+    bytes: int
+    flops: int | None
+    latency: dict[str, float]
+    device: str
+
+
 class Evaluation(StepDocument):
     """Champion and challenger on the old and on the new holdout. `old` is None where the champion has no other window
-    than the current one, or there is no champion."""
+    than the current one, or there is no champion. `anchor` is None where the champion is the anchor itself, or there is
+    none. `answers` is the key of the Parquet file with what each model said of each row."""
 
     champion: str | None
     challenger: str
     old: HoldoutScores | None
     new: HoldoutScores
+    anchor: AnchorScores | None = None
+    champion_cost: ModelCost | None = None
+    challenger_cost: ModelCost | None = None
+    answers: str | None = None
 
     @property
     def accuracies(self) -> Accuracies:
@@ -451,7 +498,10 @@ class Evaluation(StepDocument):
 class CheckResult(Document):
     """One check of the gate: `passed` when `bound` reaches `threshold` (both in accuracy, larger is better).
 
-    `conclusive` is False where more rows could still turn the answer: neither bound settles it.
+    `conclusive` is False where more rows could still turn the answer: neither bound settles it. `rows_to_decide` is how
+    many more labelled images would, with 80 % chance, if the rates stayed what they are; None where none would, or
+    nothing is open. For checks of other things (seconds, bytes, calibration) value, bound and threshold are in these,
+    negated where smaller is better.
     """
 
     name: str
@@ -461,21 +511,30 @@ class CheckResult(Document):
     bound: float
     threshold: float
     sentence: str
+    rows_to_decide: int | None = None
 
 
 class Verdict(StepDocument):
-    """What the gate says of one attempt."""
+    """What the gate says of one attempt. `level` is the chance, at most, that this attempt passes a model that is at a
+    margin, and `terms` tells where it comes from; None and empty in verdicts of earlier releases."""
 
     verdict: VerdictWord
     challenger: str
     champion: str | None
     checks: tuple[CheckResult, ...]
+    level: float | None = None
+    terms: str = ""
 
     @property
     def markdown(self) -> str:
-        """The checks as a table."""
-        rows = [f"| {'✓' if c.passed else '✗' if c.conclusive else '?'} | {c.sentence} |" for c in self.checks]
-        return "\n".join([f"**{self.verdict}**", "", "| | check |", "|---|---|", *rows])
+        """The checks as a table. Names of classes in it cannot become markup."""
+        rows = [
+            f"| {'✓' if c.passed else '✗' if c.conclusive else '?'} "
+            f"| {escape(c.sentence, quote=False).replace('|', '&#124;')} |"
+            for c in self.checks
+        ]
+        terms = ["", self.terms] if self.terms else []
+        return "\n".join([f"**{self.verdict}**", "", "| | check |", "|---|---|", *rows, *terms])
 
     @property
     def word(self) -> str:
@@ -483,8 +542,8 @@ class Verdict(StepDocument):
 
     @property
     def findings(self) -> str:
-        """What every check said."""
-        return " ".join(check.sentence for check in self.checks)
+        """What every check said, and at which level."""
+        return " ".join((*(check.sentence for check in self.checks), self.terms)).strip()
 
     @property
     def sentence(self) -> str:

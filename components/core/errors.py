@@ -6,7 +6,8 @@
     │   └── ConditionUnsupported   use a store that keeps conditional writes
     ├── DataError               fix the data                             exit code 2
     │   ├── SourceError         what was delivered is not a folder of images
-    │   └── IntegrityError      stored bytes are not the bytes that were written
+    │   ├── IntegrityError      stored bytes are not the bytes that were written
+    │   └── BrokenModel         a version gives answers that are none
     └── RunFailed               read the run record, mend, run again     exit code 1
 
 A verdict (bad window, no drift, rejected challenger) is a value, never one of these. Not covered: programming
@@ -69,6 +70,10 @@ class SourceError(DataError):
 
 class IntegrityError(DataError):
     """Stored bytes differ from their recorded digest, or a record chain is broken."""
+
+
+class BrokenModel(DataError):
+    """A version whose answers are no probabilities, or of classes that it does not have."""
 
 
 class RunFailed(RetrainError):

@@ -15,6 +15,7 @@ def evaluate(
     metrics: dsl.Output[dsl.Metrics],
     confusion_matrix: dsl.Output[dsl.ClassificationMetrics],
     summary: dsl.Output[dsl.Markdown],
+    page: dsl.Output[dsl.HTML],
 ) -> str:
     """Score champion and challenger on the same rows of the old and of the new holdout.
 
@@ -24,19 +25,23 @@ def evaluate(
         window: Id of the window.
         challenger: Version of the challenger.
         rung: Which attempt of the plan, from 1.
-        metrics: Accuracies of both models on both holdouts.
+        metrics: Accuracies, flips, calibration and cost of both models.
         confusion_matrix: The challenger's, on the new holdout.
         summary: The comparison in sentences.
+        page: All of it: classes, slices, flips, calibration, old windows, cost.
 
     Returns:
         evaluated.
     """
     from components.evaluate import step
+    from components.evaluate.figures import list_figures
 
-    evaluation = step.run(config, run_id, window, challenger, rung)
-    for name, value in evaluation.figures.items():
+    evaluation, html = step.run(config, run_id, window, challenger, rung)
+    for name, value in list_figures(evaluation).items():
         metrics.log_metric(name, value)
     confusion_matrix.log_confusion_matrix(list(evaluation.new.classes), [list(row) for row in evaluation.new.confusion])
     with open(summary.path, "w") as file:
         file.write(evaluation.sentence)
+    with open(page.path, "w") as file:
+        file.write(html)
     return evaluation.word

@@ -1,11 +1,20 @@
-"""Scores of two classifiers on one holdout. Values in, values out."""
+"""Scores of classifiers on one holdout: paired answers, confusion matrices, and what is read off them.
+
+Values in, values out. A confusion matrix has true classes in its rows and answers in its columns; classes without a row
+have no score, and means leave them out. Not covered: confidence (`calibration`), parts of a holdout (`slices`).
+"""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from components.core.contracts import ClassRecall, HoldoutScores, PairedOutcome
+from components.core.errors import BrokenModel
+
+Confusion = Sequence[Sequence[int]]
 
 
 def score_holdout(
@@ -21,32 +30,108 @@ def score_holdout(
         known_classes: How many of them the champion knows.
 
     Returns:
-        Paired cells over rows of classes both know, counts of each class that only the challenger knows, and the
-        challenger's confusion matrix.
+        Paired cells over rows of classes both know, in all and class by class, counts of each class that only the
+        challenger knows, and confusion matrices.
     """
     right = challenger == labels
-    confusion = torch.zeros(len(classes), len(classes), dtype=torch.int64)
-    confusion.index_put_((labels, challenger), torch.ones_like(labels), accumulate=True)
-    new = classes[known_classes:] if champion is not None else ()
-    new_classes = {
-        name: ClassRecall(rows=int(confusion[i].sum()), correct=int(confusion[i, i]))
-        for i, name in enumerate(new, start=known_classes)
-    }
-    paired = PairedOutcome()
-    if champion is not None:
-        both = labels < known_classes
-        a, b = champion[both] == labels[both], right[both]
-        paired = PairedOutcome(
-            both_right=int((a & b).sum()),
-            only_champion_right=int((a & ~b).sum()),
-            only_challenger_right=int((~a & b).sum()),
-            both_wrong=int((~a & ~b).sum()),
-        )
-    return HoldoutScores(
+    confusion = count_answers(labels, challenger, len(classes))
+    scores = HoldoutScores(
         rows=len(labels),
         correct=int(right.sum()),
-        paired=paired,
-        new_classes=new_classes,
+        paired=PairedOutcome(),
+        new_classes={},
         classes=classes,
-        confusion=tuple(tuple(row) for row in confusion.tolist()),
+        confusion=confusion,
     )
+    if champion is None:
+        return scores
+    both, before = labels < known_classes, champion == labels
+    new_classes = {
+        name: ClassRecall(rows=sum(confusion[i]), correct=confusion[i][i])
+        for i, name in enumerate(classes[known_classes:], start=known_classes)
+    }
+    by_class = {
+        name: pair(before[labels == i], right[labels == i])
+        for i, name in enumerate(classes[:known_classes])
+        if sum(confusion[i])
+    }
+    return scores.model_copy(
+        update={
+            "paired": pair(before[both], right[both]),
+            "new_classes": new_classes,
+            "champion_confusion": count_answers(labels[both], champion[both], known_classes),
+            "by_class": by_class,
+        }
+    )
+
+
+def pair(champion: Tensor, challenger: Tensor) -> PairedOutcome:
+    """Count where two models are right, bool (n,) each, in four cells."""
+    return PairedOutcome(
+        both_right=int((champion & challenger).sum()),
+        only_champion_right=int((champion & ~challenger).sum()),
+        only_challenger_right=int((~champion & challenger).sum()),
+        both_wrong=int((~champion & ~challenger).sum()),
+    )
+
+
+def count_answers(labels: Tensor, answers: Tensor, classes: int) -> tuple[tuple[int, ...], ...]:
+    """The confusion matrix of answers, both int64 (n,) in [0, classes).
+
+    Raises:
+        BrokenModel: An answer is none of the classes.
+    """
+    outside = answers[(answers < 0) | (answers >= classes)]
+    if len(outside):
+        raise BrokenModel(
+            f"answer {int(outside[0])} of a model that has {classes} classes",
+            expected=f"answers from 0 to {classes - 1}",
+            next_command="retrain verify checks the files of all versions",
+        )
+    counts = torch.bincount(labels * classes + answers, minlength=classes * classes)
+    return tuple(tuple(row) for row in counts.view(classes, classes).tolist())
+
+
+def recalls(confusion: Confusion) -> list[float | None]:
+    """The share of each class's rows that is recognised, in [0, 1]; None for a class without a row."""
+    return [row[i] / sum(row) if sum(row) else None for i, row in enumerate(confusion)]
+
+
+def precisions(confusion: Confusion) -> list[float | None]:
+    """The share of each answer that is right, in [0, 1]; None for one that was never given.
+
+    A matrix may have fewer rows than columns: answers without a row of their own are left out.
+    """
+    given = [sum(column) for column in zip(*confusion, strict=True)]
+    return [row[i] / given[i] if given[i] else None for i, row in enumerate(confusion)]
+
+
+def balanced_accuracy(confusion: Confusion) -> float | None:
+    """The mean recall over classes, in [0, 1]: each counts the same, however many rows it has. None without a row.
+
+    Source:
+        Brodersen et al., "The balanced accuracy and its posterior distribution", ICPR 2010.
+    """
+    return _mean([recall for recall in recalls(confusion) if recall is not None])
+
+
+def macro_f1(confusion: Confusion) -> float | None:
+    """The mean over classes of the harmonic mean of precision and recall, in [0, 1]. None without a row.
+
+    The F1 of each class is averaged (Opitz and Burst, "Macro F1 and Macro F1", 2019, tell it from the F1 of averages).
+    """
+    pairs = zip(recalls(confusion), precisions(confusion), strict=True)
+    return _mean([_harmonic(recall, precision or 0.0) for recall, precision in pairs if recall is not None])
+
+
+def known_rows(scores: HoldoutScores) -> Confusion:
+    """The challenger's confusion matrix on rows of classes that both know; all of it while there is no champion."""
+    return scores.confusion if scores.champion_confusion is None else scores.confusion[: len(scores.champion_confusion)]
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
+
+
+def _harmonic(recall: float, precision: float) -> float:
+    return 2 * recall * precision / (recall + precision) if recall + precision else 0.0

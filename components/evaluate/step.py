@@ -1,77 +1,102 @@
-"""Evaluate: both models on the old and the new holdout, in one pod."""
+"""Evaluate: champion, challenger and anchor on the old and the new holdout, in one pod."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
 
-import torch
-from torch import Tensor
-
-from components.core.contracts import Evaluation, HoldoutScores
-from components.core.datasets import PixelCache, Pixels, load_images
-from components.core.models import Classifier, best_device, load_classifier
+from components.core.contracts import Evaluation
+from components.core.datasets import PixelCache
+from components.core.errors import BrokenModel, IntegrityError
+from components.core.models import Classifier, load_classifier
 from components.core.plans import Decision
 from components.core.registry import Registry
 from components.core.runs import Run, open_run, perform
-from components.core.windows import Window
-from components.evaluate.scores import score_holdout
+from components.core.windows import Window, to_parquet
+from components.evaluate.anchor import find_anchor
+from components.evaluate.answers import Answers, Said
+from components.evaluate.costs import measure_costs
+from components.evaluate.measurement import measure_anchor, measure_holdout
+from components.evaluate.page import draw_page
+from components.evaluate.panel import Panel
+from components.evaluate.rows import ROW_COLUMNS, read_holdout
+from components.evaluate.slices import SLICE_COLUMNS
+
+logger = logging.getLogger(__name__)
+PAGE, ANSWERS = "evaluate-{}.html", "answers-{}.parquet"
 
 
-def run(config_path: str, run_id: str, window: str, challenger: str, rung: int) -> Evaluation:
-    """Score champion and challenger on the holdouts of the champion's windows and of this window."""
+def run(config_path: str, run_id: str, window: str, challenger: str, rung: int) -> tuple[Evaluation, str]:
+    """Score the models on the holdouts of the champion's windows and of this window.
+
+    Returns:
+        The scores, and their page as HTML. Both are of the run record: a step that is run again hands out what is
+        filed.
+
+    Raises:
+        BrokenModel: A model's answers are none.
+        IntegrityError: Files of the champion or the challenger, or images, are not what was written.
+    """
     record = open_run(config_path, run_id)
-    return perform(f"evaluate-{rung}", record, Evaluation, lambda: _evaluate(record, window, challenger))
+    evaluation = perform(f"evaluate-{rung}", record, Evaluation, lambda: _evaluate(record, window, challenger, rung))
+    return evaluation, record.store.get(record.key(PAGE.format(rung))).decode()
 
 
-def _evaluate(record: Run, window_id: str, version: str) -> Evaluation:
+def _evaluate(record: Run, window_id: str, version: str, rung: int) -> Evaluation:
     config, decision = record.config, record.need("decide", Decision)
     registry = Registry(record.store, config.model)
-    challenger = load_classifier(registry, version)
-    champion = load_classifier(registry, decision.champion) if decision.champion else None
-    old = [Window.open(record.store, config.dataset, w) for w in decision.old_windows]
-    new = Window.open(record.store, config.dataset, window_id)
-
-    cache = PixelCache(config.store)
-
-    def score(windows: Sequence[Window], earlier: Sequence[Window]) -> HoldoutScores:
-        return _score(windows, earlier, champion, challenger, cache, config.evaluation.batch_size)
-
-    return Evaluation(
+    challenger = _load(registry, version)
+    champion = _load(registry, decision.champion) if decision.champion else None
+    windows = [Window.open(record.store, config.dataset, w) for w in (*decision.old_windows, window_id)]
+    columns = tuple(dict.fromkeys((*ROW_COLUMNS, *SLICE_COLUMNS, *config.evaluation.slices)))
+    rows = read_holdout(windows[:-1], windows[-1], challenger.spec.classes, columns)
+    panel = Panel(windows, rows, challenger.spec.classes, PixelCache(config.store), config.evaluation.batch_size)
+    anchor, anchor_windows = _ask_anchor(registry, decision.champion, panel)
+    answers = Answers(
+        rows=rows,
+        classes=challenger.spec.classes,
+        challenger=panel.ask(version, challenger),
+        champion=panel.ask(decision.champion, champion) if decision.champion and champion else None,
+        anchor=anchor,
+    )
+    *champion_cost, challenger_cost = measure_costs(
+        [model for model in (champion, challenger) if model], config.evaluation.latency_repeats
+    )
+    evaluation = Evaluation(
         champion=decision.champion,
         challenger=version,
-        old=score(old, ()) if old else None,
-        new=score([new], old),
+        old=measure_holdout(answers.of("old"), config.evaluation) if decision.old_windows else None,
+        new=measure_holdout(answers.of("new"), config.evaluation),
+        anchor=measure_anchor(answers, anchor_windows),
+        champion_cost=champion_cost[0] if champion_cost else None,
+        challenger_cost=challenger_cost,
+        answers=record.key(ANSWERS.format(rung)),
     )
+    # Before the record: where that stands, these do.
+    record.store.put(record.key(ANSWERS.format(rung)), to_parquet(answers.table()))
+    record.store.put(record.key(PAGE.format(rung)), draw_page(evaluation, answers, anchor_windows).encode())
+    return evaluation
 
 
-def _score(
-    windows: Sequence[Window],
-    earlier: Sequence[Window],
-    champion: Classifier | None,
-    challenger: Classifier,
-    cache: PixelCache,
-    batch_size: int,
-) -> HoldoutScores:
-    classes = challenger.spec.classes
-    answers: list[Tensor | None] = []
-    labels = torch.empty(0, dtype=torch.int64)
-    for model in (challenger, champion):
-        if model is None:
-            answers.append(None)
-            continue
-        # Each model sees its own input size.
-        holdout = load_images(windows, "holdout", model.spec, classes, cache, earlier).labelled()
-        labels = holdout.labels
-        answers.append(answer(model, holdout.images, batch_size))
-    assert answers[0] is not None
-    known_classes = len(champion.spec.classes) if champion else 0
-    return score_holdout(labels, answers[0], answers[1], classes, known_classes)
+def _load(registry: Registry, version: str) -> Classifier:
+    try:
+        return load_classifier(registry, version)
+    except RuntimeError as error:  # what torch says of weights that do not fit
+        raise BrokenModel(
+            f"version {version} whose weights do not fit its model.json: {error}",
+            expected="the weights of the network and the classes that are named there",
+            next_command=f"retrain verify {version}; if its files are sound, train anew with --strategy retrain",
+        ) from error
 
 
-@torch.inference_mode()
-def answer(model: Classifier, images: Pixels, batch_size: int) -> Tensor:
-    """The class a model gives each image: int64 indices into its classes, shape (n,), on the CPU."""
-    device = best_device()
-    model = model.to(device).eval()
-    batches = [model(batch.to(device)).argmax(1).cpu() for batch in images.batches(batch_size)]
-    return torch.cat(batches) if batches else torch.empty(0, dtype=torch.int64)
+def _ask_anchor(registry: Registry, champion: str | None, panel: Panel) -> tuple[Said | None, tuple[str, ...]]:
+    """What the anchor says, and the windows it was trained on; None where there is none, or it cannot be asked: what
+    is long past must not stop the evaluation of what is new."""
+    found = find_anchor(registry, champion) if champion else None
+    if found is None:
+        return None, ()
+    version, lineage = found
+    try:
+        return panel.ask(version, _load(registry, version)), lineage.windows
+    except (BrokenModel, IntegrityError) as error:
+        logger.warning("evaluate: no anchor, %s cannot be asked: %s", version, error.found)
+        return None, ()

@@ -1,54 +1,81 @@
-"""The gate's checks, each one function of the evaluation, and the verdict over all. Values in, values out."""
+"""What a challenger must show: each check is one function of the evaluation. Values in, values out.
+
+The checks pass only what is certain, at the level of the attempt (see `levels`); those that turn down only what is
+certain are `guards`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 from components.core.config import GateConfig
-from components.core.contracts import CheckResult, Evaluation, HoldoutScores, Verdict, VerdictWord
+from components.core.contracts import CheckResult, Evaluation, PairedOutcome
 from components.core.statistics import wilson_interval
 from components.gate.noninferiority import lower_bound, upper_bound
+from components.gate.power import rows_for_accuracy, rows_needed
 
-Check = Callable[[Evaluation, GateConfig], CheckResult | None]
+Check = Callable[[Evaluation, GateConfig, float], CheckResult | None]
 
 
-def accurate_enough(evaluation: Evaluation, config: GateConfig) -> CheckResult | None:
+def accurate_enough(evaluation: Evaluation, config: GateConfig, level: float) -> CheckResult | None:
     """The challenger reaches the least accuracy on the new holdout, whatever the champion does."""
-    scores = evaluation.new
-    interval = wilson_interval(scores.correct, scores.rows, 1 - 2 * config.alpha)
+    scores, threshold = evaluation.new, config.min_accuracy
+    interval = wilson_interval(scores.correct, scores.rows, 1 - 2 * level)
     value = scores.accuracy or 0.0
+    passed = interval.lower >= threshold
+    conclusive = passed or interval.upper < threshold
+    needed = None
+    if scores.rows and not conclusive:
+        needed = rows_for_accuracy(accuracy=value, threshold=threshold, level=level)
+    more = _more_rows(needed, scores.rows)
+    measured = f"{value:.1%}, surely above {interval.lower:.1%}" if scores.rows else "has no rows"
     return CheckResult(
         name="accurate enough",
-        passed=interval.lower >= config.min_accuracy,
-        conclusive=not interval.lower < config.min_accuracy <= interval.upper,
+        passed=passed,
+        conclusive=conclusive,
         value=value,
         bound=interval.lower,
-        threshold=config.min_accuracy,
-        sentence=f"New holdout {value:.1%}, surely above {interval.lower:.1%}; wanted {config.min_accuracy:.1%}.",
+        threshold=threshold,
+        sentence=f"New holdout {measured}; wanted {threshold:.1%}.{_say_more(more)}",
+        rows_to_decide=more,
     )
 
 
-def keeps_old(evaluation: Evaluation, config: GateConfig) -> CheckResult | None:
+def keeps_old(evaluation: Evaluation, config: GateConfig, level: float) -> CheckResult | None:
     """The challenger is not worse than the champion on the old holdout by more than the margin."""
     if evaluation.old is None:
         return None
-    return _not_worse("not worse on old", evaluation.old, config.old_margin, config.alpha)
+    return _not_worse("not worse on old", "Not worse on old holdout", evaluation.old.paired, config.old_margin, level)
 
 
-def keeps_new(evaluation: Evaluation, config: GateConfig) -> CheckResult | None:
+def keeps_new(evaluation: Evaluation, config: GateConfig, level: float) -> CheckResult | None:
     """The same on the new holdout, over classes the champion knows. A window of new classes only has no such rows."""
     if evaluation.champion is None or not evaluation.new.paired.rows:
         return None
-    return _not_worse("not worse on new", evaluation.new, config.new_margin, config.alpha)
+    return _not_worse("not worse on new", "Not worse on new holdout", evaluation.new.paired, config.new_margin, level)
 
 
-def learns_new_classes(evaluation: Evaluation, config: GateConfig) -> CheckResult | None:
+def within_budget(evaluation: Evaluation, config: GateConfig, level: float) -> CheckResult | None:
+    """Against the last version trained from scratch, no more is forgotten than the budget allows.
+
+    Each promotion may lose a little within the margins; the anchor stays where it is, so here the losses add up. It has
+    a level of its own (`Looks.anchor_level`): the rows of the anchor's windows judge every run until the next training
+    from scratch.
+    """
+    anchor = evaluation.anchor
+    if anchor is None:
+        return None
+    title = f"Against {anchor.version[:12]}, the last version trained from scratch"
+    return _not_worse("forgetting budget", title, anchor.paired, config.budget, level)
+
+
+def learns_new_classes(evaluation: Evaluation, config: GateConfig, level: float) -> CheckResult | None:
     """Each class that only the challenger knows is recognised often enough. A class without a held-out row is not."""
     counts = evaluation.new.new_classes
     if not counts:
         return None
     recall = {name: c.correct / c.rows if c.rows else 0.0 for name, c in counts.items()}
-    intervals = {name: wilson_interval(c.correct, c.rows, 1 - 2 * config.alpha) for name, c in counts.items()}
+    intervals = {name: wilson_interval(c.correct, c.rows, 1 - 2 * level) for name, c in counts.items()}
     learnt = {name: c.rows > 0 and recall[name] >= config.min_new_class_recall for name, c in counts.items()}
     worst = min(counts, key=lambda name: (learnt[name], intervals[name].upper))  # the most certain failure, if any
     rows, interval, passed = counts[worst].rows, intervals[worst], learnt[worst]
@@ -69,39 +96,37 @@ def learns_new_classes(evaluation: Evaluation, config: GateConfig) -> CheckResul
 CHECKS: tuple[Check, ...] = (accurate_enough, keeps_old, keeps_new, learns_new_classes)
 
 
-def judge(evaluation: Evaluation, config: GateConfig, *, higher_rung_left: bool) -> Verdict:
-    """Run all checks and say one word.
-
-    Returns:
-        `promote` if all pass; else `escalate` while a rung is left; else `reject` if a check failed for certain (at
-        confidence 1 - alpha), and `hold` if more rows could still turn each failed check.
-    """
-    checks = tuple(result for check in CHECKS if (result := check(evaluation, config)))
-    failed = [check for check in checks if not check.passed]
-    word: VerdictWord
-    if not failed:
-        word = "promote"
-    elif higher_rung_left:
-        word = "escalate"
-    else:
-        word = "reject" if any(check.conclusive for check in failed) else "hold"
-    return Verdict(verdict=word, challenger=evaluation.challenger, champion=evaluation.champion, checks=checks)
-
-
-def _not_worse(name: str, scores: HoldoutScores, margin: float, alpha: float) -> CheckResult:
-    paired = scores.paired
-    value = (paired.only_challenger_right - paired.only_champion_right) / paired.rows if paired.rows else 0.0
-    bound = lower_bound(paired, alpha)
+def _not_worse(name: str, title: str, paired: PairedOutcome, margin: float, level: float) -> CheckResult:
+    """Tango's test of "at least as good, but for the margin"."""
+    gained, lost, rows = paired.only_challenger_right, paired.only_champion_right, paired.rows
+    value = (gained - lost) / rows if rows else 0.0
+    bound = lower_bound(paired, level)
     passed = bound >= -margin
+    conclusive = passed or upper_bound(paired, level) < -margin
+    needed = None
+    if rows and not conclusive:
+        needed = rows_needed(gained=gained / rows, lost=lost / rows, margin=margin, level=level)
+    more = _more_rows(needed, rows)
+    measured = f"{100 * value:+.1f} points on {rows} rows, surely above {100 * bound:+.1f}" if rows else "no rows"
     return CheckResult(
         name=name,
         passed=passed,
-        conclusive=passed or upper_bound(paired, alpha) < -margin,
+        conclusive=conclusive,
         value=value,
         bound=bound,
         threshold=-margin,
-        sentence=(
-            f"{name.capitalize()} holdout: {100 * value:+.1f} points on {paired.rows} rows, "
-            f"surely above {100 * bound:+.1f}; at most {100 * margin:.1f} may be lost."
-        ),
+        sentence=f"{title}: {measured}; at most {100 * margin:.1f} may be lost.{_say_more(more)}",
+        rows_to_decide=more,
     )
+
+
+def _more_rows(needed: int | None, rows: int) -> int | None:
+    """At these rates the check fails with the rows that there are, so that it needs more than these."""
+    return None if needed is None else max(1, needed - rows)
+
+
+def _say_more(rows: int | None) -> str:
+    """The number with two digits: the rates that it rests on are no better known."""
+    if rows is None:
+        return ""
+    return f" About {int(float(f'{rows:.2g}')):,} more labelled images in this holdout would decide."

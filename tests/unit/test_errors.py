@@ -6,6 +6,7 @@ import pytest
 
 from components.core import errors
 from components.core.errors import (
+    BrokenModel,
     ConditionUnsupported,
     ConfigurationError,
     DataError,
@@ -24,6 +25,7 @@ EXIT_CODES = [
     (DataError, 2),
     (SourceError, 2),
     (IntegrityError, 2),
+    (BrokenModel, 2),
     (RunFailed, 1),
 ]
 

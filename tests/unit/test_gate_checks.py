@@ -4,9 +4,11 @@ import pytest
 
 from components.core.config import GateConfig
 from components.core.contracts import ClassRecall, Evaluation, HoldoutScores, PairedOutcome
-from components.gate.checks import accurate_enough, judge, keeps_new, keeps_old, learns_new_classes
+from components.gate.checks import accurate_enough, keeps_new, keeps_old, learns_new_classes
+from components.gate.judgement import judge
 
 CONFIG = GateConfig()
+LEVEL = 0.05  # z = 1.645
 
 
 def holdout(
@@ -102,7 +104,7 @@ def test_the_first_model_is_judged_by_its_accuracy_alone(new: HoldoutScores, wor
 
 def test_accuracy_is_judged_by_its_lower_bound() -> None:
     # 8 of 10 with z = 1.645: centre 0.8 + 0.1353, half 1.645 sqrt(0.016 + 0.00676) = 0.2482, scale 1.2706: 0.5408.
-    check = accurate_enough(evaluation(None, holdout(8, 10), champion=None), CONFIG)
+    check = accurate_enough(evaluation(None, holdout(8, 10), champion=None), CONFIG, LEVEL)
     assert check is not None
     assert check.value == pytest.approx(0.8)
     assert check.bound == pytest.approx(0.5408, abs=1e-4)
@@ -111,14 +113,16 @@ def test_accuracy_is_judged_by_its_lower_bound() -> None:
 
 
 def test_least_accuracy_zero_is_always_reached() -> None:
-    check = accurate_enough(evaluation(None, EMPTY, champion=None), CONFIG.model_copy(update={"min_accuracy": 0.0}))
+    check = accurate_enough(
+        evaluation(None, EMPTY, champion=None), CONFIG.model_copy(update={"min_accuracy": 0.0}), LEVEL
+    )
     assert check is not None
     assert check.passed
 
 
 def test_old_check_states_estimate_bound_and_threshold() -> None:
     # gained 5, lost 60 of 1,000: the estimate is -5.5 points.
-    check = keeps_old(evaluation(CLEARLY_WORSE, GOOD), CONFIG)
+    check = keeps_old(evaluation(CLEARLY_WORSE, GOOD), CONFIG, LEVEL)
     assert check is not None
     assert check.value == pytest.approx(-0.055)
     assert check.bound < check.value
@@ -131,7 +135,7 @@ def test_old_check_states_estimate_bound_and_threshold() -> None:
 def test_each_holdout_has_its_own_margin() -> None:
     config = CONFIG.model_copy(update={"old_margin": 0.2})
     both = evaluation(UNDECIDED, UNDECIDED)
-    old, new = keeps_old(both, config), keeps_new(both, config)
+    old, new = keeps_old(both, config, LEVEL), keeps_new(both, config, LEVEL)
     assert old is not None
     assert new is not None
     assert (old.passed, new.passed) == (True, False)
@@ -139,7 +143,7 @@ def test_each_holdout_has_its_own_margin() -> None:
 
 def test_a_margin_of_everything_lets_everything_pass() -> None:
     config = CONFIG.model_copy(update={"old_margin": 1.0})
-    check = keeps_old(evaluation(holdout(0, 50, lost=50), GOOD), config)
+    check = keeps_old(evaluation(holdout(0, 50, lost=50), GOOD), config, LEVEL)
     assert check is not None
     assert check.passed
 
@@ -151,20 +155,20 @@ def test_a_stricter_alpha_needs_more_rows() -> None:
 
 
 def test_the_worst_new_class_decides() -> None:
-    check = learns_new_classes(evaluation(GOOD, holdout(95, 100, recall={"c": 0.9, "d": 0.2, "e": 0.5})), CONFIG)
+    check = learns_new_classes(evaluation(GOOD, holdout(95, 100, recall={"c": 0.9, "d": 0.2, "e": 0.5})), CONFIG, LEVEL)
     assert check is not None
     assert "'d'" in check.sentence
     assert (check.value, check.passed, check.conclusive) == (0.2, False, True)
 
 
 def test_a_new_class_at_the_threshold_passes() -> None:
-    check = learns_new_classes(evaluation(GOOD, holdout(95, 100, recall={"c": 0.5})), CONFIG)
+    check = learns_new_classes(evaluation(GOOD, holdout(95, 100, recall={"c": 0.5})), CONFIG, LEVEL)
     assert check is not None
     assert check.passed
 
 
 def test_a_new_class_without_a_held_out_row_is_neither_learnt_nor_failed() -> None:
-    check = learns_new_classes(evaluation(GOOD, holdout(95, 100, recall={"c": 0.0}, new_rows=0)), CONFIG)
+    check = learns_new_classes(evaluation(GOOD, holdout(95, 100, recall={"c": 0.0}, new_rows=0)), CONFIG, LEVEL)
     assert check is not None
     assert "'c'" in check.sentence
     assert "0 rows" in check.sentence
@@ -174,7 +178,7 @@ def test_a_new_class_without_a_held_out_row_is_neither_learnt_nor_failed() -> No
 def test_a_new_class_failed_for_certain_is_not_hidden_by_one_without_rows() -> None:
     new = holdout(950, 1000, recall={"c": 0.1})
     new = new.model_copy(update={"new_classes": {"b": ClassRecall(rows=0, correct=0), **new.new_classes}})
-    check = learns_new_classes(evaluation(GOOD, new), CONFIG)
+    check = learns_new_classes(evaluation(GOOD, new), CONFIG, LEVEL)
     assert check is not None
     assert (check.passed, check.conclusive) == (False, True)
     assert judge(evaluation(GOOD, new), CONFIG, higher_rung_left=False).verdict == "reject"
@@ -182,7 +186,7 @@ def test_a_new_class_failed_for_certain_is_not_hidden_by_one_without_rows() -> N
 
 def test_a_new_class_without_rows_does_not_pass_where_nothing_is_asked_of_it() -> None:
     config = CONFIG.model_copy(update={"min_new_class_recall": 0.0})
-    check = learns_new_classes(evaluation(GOOD, holdout(95, 100, recall={"c": 0.0}, new_rows=0)), config)
+    check = learns_new_classes(evaluation(GOOD, holdout(95, 100, recall={"c": 0.0}, new_rows=0)), config, LEVEL)
     assert check is not None
     assert not check.passed
 
@@ -191,7 +195,9 @@ def test_a_new_class_without_rows_does_not_pass_where_nothing_is_asked_of_it() -
 def test_a_new_class_failed_for_certain_where_its_upper_bound_is_below(correct: int, conclusive: bool) -> None:
     # Wilson with z = 1.645 on 20 rows: 2 give 0.097 to 0.272 at most, 3 give 0.316 at most; wanted 0.3.
     config = CONFIG.model_copy(update={"min_new_class_recall": 0.3 if correct < 9 else 0.5})
-    check = learns_new_classes(evaluation(GOOD, holdout(95, 100, recall={"c": correct / 20}, new_rows=20)), config)
+    check = learns_new_classes(
+        evaluation(GOOD, holdout(95, 100, recall={"c": correct / 20}, new_rows=20)), config, LEVEL
+    )
     assert check is not None
     assert (check.passed, check.conclusive) == (False, conclusive)
 
@@ -209,7 +215,7 @@ def test_a_new_class_failed_for_certain_where_its_upper_bound_is_below(correct: 
 def test_a_failed_check_is_conclusive_only_where_the_upper_bound_misses(
     scores: HoldoutScores, conclusive: bool
 ) -> None:
-    check = keeps_old(evaluation(scores, GOOD), CONFIG)
+    check = keeps_old(evaluation(scores, GOOD), CONFIG, LEVEL)
     assert check is not None
     assert (check.passed, check.conclusive) == (False, conclusive)
     assert check.value <= 0
@@ -218,7 +224,7 @@ def test_a_failed_check_is_conclusive_only_where_the_upper_bound_misses(
 @pytest.mark.parametrize(("correct", "conclusive"), [(50, True), (61, True), (63, False), (69, False)])
 def test_accuracy_is_missed_for_certain_where_its_upper_bound_is_below(correct: int, conclusive: bool) -> None:
     # Wilson with z = 1.645 on 100 rows: 61 give 0.686 at most, 63 give 0.705; wanted 0.7.
-    check = accurate_enough(evaluation(None, holdout(correct, 100), champion=None), CONFIG)
+    check = accurate_enough(evaluation(None, holdout(correct, 100), champion=None), CONFIG, LEVEL)
     assert check is not None
     assert (check.passed, check.conclusive) == (False, conclusive)
 

@@ -1,0 +1,38 @@
+"""The anchor: the last version that was trained from scratch. Small losses of many updates add up against it."""
+
+from __future__ import annotations
+
+import logging
+
+from components.core.contracts import Lineage
+from components.core.errors import IntegrityError
+from components.core.registry import Registry
+
+LONGEST_CHAIN = 100  # versions looked back through
+logger = logging.getLogger(__name__)
+
+
+def find_anchor(registry: Registry, champion: str) -> tuple[str, Lineage] | None:
+    """Find the last of a champion's ancestors that was trained from scratch.
+
+    Returns:
+        The version and where it comes from; None where it is the champion itself, where there is none, or where an
+        ancestor cannot be read, which is logged: what is long past must not stop the evaluation of what is new.
+
+    Raises:
+        IntegrityError: The champion itself is not what was written.
+    """
+    lineage = registry.lineage(champion)
+    version = champion
+    for _ in range(LONGEST_CHAIN):
+        if lineage.hyperparameters.start == "fresh":
+            return None if version == champion else (version, lineage)
+        if lineage.parent is None:
+            return None
+        version = lineage.parent
+        try:
+            lineage = registry.lineage(version)
+        except IntegrityError as error:
+            logger.warning("evaluate: no anchor, an ancestor cannot be read: %s", error.found)
+            return None
+    return None

@@ -1,0 +1,149 @@
+"""The gate's step: which other runs looked at the same rows, and what that does to the verdict."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+import yaml
+
+from components.core.config import load_config
+from components.core.contracts import (
+    AnchorScores,
+    Evaluation,
+    HoldoutScores,
+    Outcome,
+    PairedOutcome,
+    RunParameters,
+    StepDocument,
+    Verdict,
+    WindowDocument,
+)
+from components.core.plans import Decision, Forecast, Rung
+from components.core.recipes import RECIPES
+from components.core.runs import Run, StepRecord
+from components.core.storage import open_store
+from components.gate import step
+
+SAME = PairedOutcome(both_right=400)
+
+
+@pytest.fixture
+def config_path(tmp_path: Path) -> Path:
+    path = tmp_path / "retrain.yaml"
+    path.write_text(yaml.safe_dump({"store": {"uri": "store"}, "model": "m", "dataset": "d"}))
+    return path
+
+
+def file(run: Run, name: str, document: StepDocument) -> None:
+    run.write(StepRecord(step=name, started=datetime.now(UTC), seconds=0.0, document=document))
+
+
+def window(name: str) -> WindowDocument:
+    counts = {"rows": 10, "usable": 10, "train_rows": 5, "holdout_rows": 5, "image_bytes": 1}
+    return WindowDocument(
+        id=name,
+        dataset="d",
+        source="s",
+        created=datetime(2026, 1, 1, tzinfo=UTC),
+        class_counts={},
+        status_counts={},
+        manifest="manifest.parquet",
+        files={},
+        **counts,
+    )
+
+
+def begin(config_path: Path, run_id: str, *, window_id: str = "w", anchor: str | None = None, model: str = "m") -> Run:
+    """A run of two rungs that has been evaluated."""
+    config = load_config(config_path)
+    run = Run(open_store(config.store), run_id)
+    run.begin(
+        config.model_copy(update={"model": model}),
+        RunParameters(run_id=run_id, model=model, dataset="d", source="s", strategy="auto"),
+    )
+    rungs = [
+        Rung(strategy=name, hyperparameters=RECIPES[name], training_rows=1, forecast=Forecast(strategy=name))
+        for name in ("fine-tune", "retrain")
+    ]
+    scores = HoldoutScores(rows=400, correct=400, paired=SAME, new_classes={}, classes=(), confusion=())
+    file(run, "ingest", window(window_id))
+    file(run, "decide", Decision(action="train", rule="r", reasons=("Because.",), rungs=tuple(rungs)))
+    for rung in (1, 2):
+        judged = Evaluation(
+            champion="a",
+            challenger="b",
+            old=scores,
+            new=scores,
+            anchor=AnchorScores(version=anchor, paired=SAME) if anchor else None,
+        )
+        file(run, f"evaluate-{rung}", judged)
+    return run
+
+
+def end(run: Run, outcome: str | None) -> None:
+    """Judged once, and perhaps ended."""
+    file(run, "gate-1", Verdict(verdict="hold", challenger="b", champion="a", checks=()))
+    if outcome:
+        told = {
+            "outcome": outcome,
+            "champion_before": "a",
+            "champion_after": "a",
+            "ledger_number": None,
+            "reason": "R.",
+        }
+        file(run, "outcome", Outcome.model_validate(told))
+
+
+def test_first_run_on_a_window_shares_alpha_among_its_rungs(config_path: Path):
+    begin(config_path, "one")
+    first = step.run(str(config_path), "one", 1)
+    assert first.level == pytest.approx(0.0225)
+    assert first.word == "promote"
+    assert step.run(str(config_path), "one", 2).level == pytest.approx(0.0225)
+
+
+@pytest.mark.parametrize("outcome", ["held", "rejected", "waiting", None])
+def test_a_run_that_was_judged_on_the_same_window_and_promoted_nothing_counts(config_path: Path, outcome: str | None):
+    end(begin(config_path, "one"), outcome)
+    begin(config_path, "two")
+    verdict = step.run(str(config_path), "two", 2)
+    assert verdict.level == pytest.approx(0.00225)
+    assert "after 1 earlier run on this window" in verdict.sentence
+    assert verdict.word == "hold"  # 400 rows on which both agree are enough once, not twice
+
+
+def test_runs_that_promoted_or_looked_at_other_rows_do_not_count(config_path: Path):
+    end(begin(config_path, "promoted"), "promoted")
+    end(begin(config_path, "elsewhere", window_id="other"), "held")
+    end(begin(config_path, "another", model="n"), "held")
+    begin(config_path, "unjudged")
+    begin(config_path, "now")
+    assert step.run(str(config_path), "now", 1).level == pytest.approx(0.0225)
+
+
+def test_runs_against_the_same_anchor_count_whatever_came_of_them(config_path: Path):
+    end(begin(config_path, "promoted", window_id="v", anchor="root"), "promoted")
+    end(begin(config_path, "held", window_id="u", anchor="root"), "held")
+    end(begin(config_path, "older", window_id="t", anchor="an older one"), "held")
+    end(begin(config_path, "none", window_id="s"), "held")
+    run = begin(config_path, "now", anchor="root")
+    looks = step.count_looks(run, run.need("evaluate-1", Evaluation), 2)
+    assert (looks.rungs, looks.same_window, looks.same_anchor) == (2, 0, 2)
+    assert "after 2 earlier runs against it" in step.run(str(config_path), "now", 1).sentence
+
+
+def test_a_run_that_cannot_be_read_stops_no_verdict(config_path: Path, caplog: pytest.LogCaptureFixture):
+    broken = begin(config_path, "broken")
+    broken.store.put(broken.key("gate-1.json"), b"{")
+    begin(config_path, "now")
+    assert step.run(str(config_path), "now", 1).level == pytest.approx(0.0225)
+    assert "run broken is not counted" in caplog.text
+
+
+def test_repeating_the_step_gives_the_verdict_on_record(config_path: Path):
+    begin(config_path, "one")
+    first = step.run(str(config_path), "one", 1)
+    end(begin(config_path, "two"), "held")
+    assert step.run(str(config_path), "one", 1) == first
