@@ -242,7 +242,7 @@ class DecisionConfig(Section):
     """What a point of accuracy is worth, in `currency`: compute that has a price (`prices`) is then weighed by that
     instead of by its share of a full retrain."""
     max_forgotten: Annotated[float, Field(gt=0.0, le=1.0)] = 0.05
-    """Accuracy lost on old holdouts since the last full retrain, over all promotions, from which all is retrained,
+    """Accuracy lost since the last full retrain, on the holdout of the windows before, from which all is retrained,
     unless chance explains it, or that was tried in vain since."""
     max_seconds: Annotated[float, Field(gt=0)] | None = None
     """Longest training that the policy may choose, in seconds; None: no limit. Not of what a person asks for."""

@@ -66,8 +66,8 @@ class Evidence(Document):
         drift_sentence: The same in words.
         image_size: Side of the images that the configuration asks for, in pixels.
         retrained: Day of the last full retrain; `windows_since` it is how many windows were learnt without one.
-        forgotten: Accuracy lost on old holdouts since then, added up over the promotions, with its 95 % interval;
-            negative where it grew.
+        forgotten: Accuracy that the champion lost since then, on the holdout of the windows before, with its 95 %
+            interval; negative where it grew.
         retrained_in_vain: Whether a full retrain of this champion was tried and not promoted.
         exemplars: Rows that the champion's version remembers to be replayed; None: all old ones.
         has_fisher: Whether it has its Fisher information (else that is computed again).

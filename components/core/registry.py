@@ -42,6 +42,9 @@ class VersionManifest(BaseModel):
         return sha256_hex(to_json(self))[:32]
 
 
+LONGEST_CHAIN = 100  # versions looked back through
+
+
 class Registry:
     """One model's versions and ledger in a store."""
 
@@ -107,6 +110,20 @@ class Registry:
             IntegrityError: See `read_file`.
         """
         return Lineage.model_validate_json(self.read_file(version, "lineage.json"), extra="ignore")
+
+    def ancestors(self, version: str) -> Iterator[tuple[str, Lineage]]:
+        """A version and where it comes from, then its parent, and so on, LONGEST_CHAIN at most.
+
+        Raises:
+            IntegrityError: See `read_file`; of the one that comes next.
+        """
+        parent: str | None = version
+        for _ in range(LONGEST_CHAIN):
+            if parent is None:
+                return
+            lineage = self.lineage(parent)
+            yield parent, lineage
+            parent = lineage.parent
 
     def record_digest(self, number: int) -> str:
         """SHA-256 of a ledger record's bytes, as they are stored."""

@@ -12,10 +12,10 @@ from collections.abc import Iterator
 from components.core.config import check_strategy
 from components.core.contracts import DriftReport, ValidationReport
 from components.core.plans import Evidence
-from components.core.registry import EXEMPLARS, FISHER, Registry
+from components.core.registry import EXEMPLARS, FISHER, LONGEST_CHAIN, Registry
 from components.core.runs import Run
 from components.core.windows import Window, from_parquet
-from components.decide.history import LONGEST_CHAIN, read_history, since_full_retrain
+from components.decide.history import read_history, since_full_retrain
 
 
 def gather_evidence(record: Run, window_id: str) -> Evidence:
@@ -117,4 +117,4 @@ def _what_is_missing(evidence: Evidence) -> Iterator[str]:
     if evidence.windows_since is None:
         yield f"No full retrain is found among the last {LONGEST_CHAIN} versions: when there was one is not known."
     elif evidence.windows_since and evidence.forgotten is None:
-        yield "Not every promotion since the last full retrain was measured on an old holdout: no sum of what was lost."
+        yield "The champion was not compared with the last version trained from scratch: what it forgot is not known."

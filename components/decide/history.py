@@ -6,10 +6,9 @@ A record that cannot be read is left out, and said.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
-from math import fsum, sqrt
+from math import sqrt
 from statistics import NormalDist
 
 from components.core.config import MAX_RUNGS
@@ -21,7 +20,7 @@ from components.core.runs import Run, list_runs
 from components.decide.costs import training_work
 from components.decide.situation import describe_situation
 
-LONGEST_CHAIN = 100  # versions looked back through for the last full retrain
+_NOTHING = {"forgotten": 0.0, "forgotten_interval": Interval(lower=0.0, upper=0.0)}
 logger = logging.getLogger(__name__)
 
 
@@ -113,7 +112,7 @@ def _trained_rungs(run: Run) -> Iterator[_Rung]:
 
 
 def since_full_retrain(record: Run, registry: Registry, version: str) -> dict[str, object]:
-    """When the model was last trained from scratch, and what happened to its old holdouts since: fields of `Evidence`.
+    """When the model was last trained from scratch, and what it forgot since: fields of `Evidence`.
 
     None of them where an ancestor cannot be read; nothing depends on one.
     """
@@ -121,51 +120,37 @@ def since_full_retrain(record: Run, registry: Registry, version: str) -> dict[st
     for entry in registry.ledger():
         if entry.makes_champion:
             promoted.setdefault(entry.version, entry)  # a rollback promotes a version again
-    changes: list[PairedOutcome | None] = []
     try:
-        for name, fresh in islice(_ancestors(registry, version), LONGEST_CHAIN):
-            first = promoted.get(name)
-            if fresh:
-                day = first.created.date() if first else None
-                return {"retrained": day, "windows_since": len(changes), **_sum_of_losses(changes)}
-            changes.append(_on_old_holdout(record, first))
+        for count, (name, lineage) in enumerate(registry.ancestors(version)):
+            if lineage.hyperparameters.start == "fresh":
+                first, lost = promoted.get(name), _lost_since(record, promoted.get(version)) if count else _NOTHING
+                return {"retrained": first.created.date() if first else None, "windows_since": count, **lost}
     except IntegrityError as error:  # of an ancestor: the champion itself was read before
         logger.warning("decide: the history of the champion cannot be read: %s", error.found)
     return {}
 
 
-def _sum_of_losses(changes: Sequence[PairedOutcome | None]) -> dict[str, object]:
-    """What was lost over all changes, with its 95 % interval: paired differences, taken as independent."""
-    known = [change for change in changes if change is not None and change.rows]
-    if len(known) < len(changes):
-        return {}
-    differences = [_lost(change) for change in known]
-    lost, variance = fsum(value for value, _ in differences), fsum(variance for _, variance in differences)
-    reach = NormalDist().inv_cdf(0.975) * sqrt(variance)
-    return {"forgotten": lost, "forgotten_interval": Interval(lower=lost - reach, upper=lost + reach)}
-
-
-def _lost(paired: PairedOutcome) -> tuple[float, float]:
-    """By how much the challenger is less accurate on the same rows, and the variance of that (Newcombe 1998)."""
-    better, worse, rows = paired.only_challenger_right, paired.only_champion_right, paired.rows
-    return (worse - better) / rows, (better + worse - (worse - better) ** 2 / rows) / rows**2
-
-
-def _ancestors(registry: Registry, version: str | None) -> Iterator[tuple[str, bool]]:
-    """A version and those before it, the newest first, and whether each was trained from scratch."""
-    while version is not None:
-        lineage = registry.lineage(version)
-        yield version, lineage.hyperparameters.start == "fresh"
-        version = lineage.parent
-
-
-def _on_old_holdout(record: Run, entry: LedgerRecord | None) -> PairedOutcome | None:
-    """A promotion's challenger against the champion before on the old holdout, as its run measured it."""
+def _lost_since(record: Run, entry: LedgerRecord | None) -> dict[str, object]:
+    """By how much the champion is worse than the last version trained from scratch, as the run that promoted it measured
+    on the holdout of that version's windows."""
     if entry is None or entry.run_id is None:
-        return None
+        return {}
     run = Run(record.store, entry.run_id)
     for rung in range(1, MAX_RUNGS + 1):
         evaluation = run.read(f"evaluate-{rung}", Evaluation)
-        if evaluation and evaluation.challenger == entry.version:
-            return evaluation.old.paired if evaluation.old else None
-    return None
+        if (
+            evaluation
+            and evaluation.challenger == entry.version
+            and evaluation.anchor
+            and evaluation.anchor.paired.rows
+        ):
+            lost, reach = _paired_loss(evaluation.anchor.paired)
+            return {"forgotten": lost, "forgotten_interval": Interval(lower=lost - reach, upper=lost + reach)}
+    return {}
+
+
+def _paired_loss(paired: PairedOutcome) -> tuple[float, float]:
+    """By how much the challenger is less accurate on the same rows, and half of the 95 % interval (Newcombe 1998)."""
+    better, worse, rows = paired.only_challenger_right, paired.only_champion_right, paired.rows
+    variance = (better + worse - (worse - better) ** 2 / rows) / rows**2
+    return (worse - better) / rows, NormalDist().inv_cdf(0.975) * sqrt(variance)

@@ -75,7 +75,7 @@ def already_trained(evidence: Evidence, config: DecisionConfig) -> Choice | None
 
 
 def much_forgotten(evidence: Evidence, config: DecisionConfig) -> Choice | None:
-    """Updates have cost more on the old holdouts, one by one, than a model should lose."""
+    """Updates have cost more, one by one, than a model should lose."""
     lost, interval = evidence.forgotten, evidence.forgotten_interval
     if lost is None or interval is None or evidence.retrained_in_vain:
         return None
@@ -85,7 +85,7 @@ def much_forgotten(evidence: Evidence, config: DecisionConfig) -> Choice | None:
         action="train",
         first="retrain",
         sentence=(
-            f"The model lost {_points(lost)} points on its old holdouts since its last full retrain (updates: "
+            f"The model lost {_points(lost)} points on what it knew at its last full retrain (updates since: "
             f"{evidence.windows_since}), at least {_points(config.max_forgotten)}: train it from all images."
         ),
     )

@@ -8,7 +8,6 @@ from components.core.contracts import Lineage
 from components.core.errors import IntegrityError
 from components.core.registry import Registry
 
-LONGEST_CHAIN = 100  # versions looked back through
 logger = logging.getLogger(__name__)
 
 
@@ -22,17 +21,11 @@ def find_anchor(registry: Registry, champion: str) -> tuple[str, Lineage] | None
     Raises:
         IntegrityError: The champion itself is not what was written.
     """
-    lineage = registry.lineage(champion)
-    version = champion
-    for _ in range(LONGEST_CHAIN):
-        if lineage.hyperparameters.start == "fresh":
-            return None if version == champion else (version, lineage)
-        if lineage.parent is None:
-            return None
-        version = lineage.parent
-        try:
-            lineage = registry.lineage(version)
-        except IntegrityError as error:
-            logger.warning("evaluate: no anchor, an ancestor cannot be read: %s", error.found)
-            return None
+    registry.lineage(champion)
+    try:
+        for version, lineage in registry.ancestors(champion):
+            if lineage.hyperparameters.start == "fresh":
+                return None if version == champion else (version, lineage)
+    except IntegrityError as error:
+        logger.warning("evaluate: no anchor, an ancestor cannot be read: %s", error.found)
     return None

@@ -11,6 +11,7 @@ import yaml
 
 from components.core.config import load_config
 from components.core.contracts import (
+    AnchorScores,
     DriftReport,
     Evaluation,
     HoldoutScores,
@@ -215,29 +216,34 @@ def test_without_labels_exemplars_or_history_it_is_said_and_a_plan_follows(house
     assert (plan.action, plan.rule) == ("skip", "nothing-to-gain")
 
 
-def test_what_was_forgotten_since_the_last_full_retrain_adds_up(house: House) -> None:
+def test_what_was_forgotten_is_told_by_the_comparison_with_the_last_full_retrain(house: House) -> None:
     windows = [house.window(str(n), {"cat": range(10 * n, 10 * n + 10)}) for n in range(3)]
     first = house.promote((windows[0],), "retrain", None, "run-0")
     second = house.promote(tuple(windows[:2]), "fine-tune", first, "run-1")
-    house.run("run-1", ("evaluate-1", judged("not this one", 90, 10)), ("evaluate-2", judged(second, 90, 87)))
     third = house.promote(tuple(windows), "rehearsal", second, "run-2")
-    house.run("run-2", ("evaluate-1", judged(third, 88, 89)))
+    paired = PairedOutcome(both_right=80, only_champion_right=7, only_challenger_right=3, both_wrong=10)
+    compared = judged(third, 88, 89).model_copy(update={"anchor": AnchorScores(version=first, paired=paired)})
+    house.run("run-2", ("evaluate-1", judged("not this one", 90, 10)), ("evaluate-2", compared))
     found = house.evidence(house.window("new", {"cat": range(50, 60)}), DriftReport(champion=third, rows=2))
-    assert found.windows_since == 2
-    assert found.forgotten == pytest.approx(0.03 - 0.01)
+    assert (found.windows_since, found.forgotten) == (2, pytest.approx(0.04))
     assert found.forgotten_interval is not None
-    deviation = sqrt((3 - 3**2 / 100 + 1 - 1 / 100) / 100**2)  # three answers got worse, then one better
-    assert found.forgotten_interval.upper == pytest.approx(0.02 + 1.96 * deviation, abs=1e-4)
+    assert found.forgotten_interval.upper == pytest.approx(0.04 + 1.96 * sqrt((10 - 4**2 / 100) / 100**2), abs=1e-4)
     assert found.retrained == datetime.now(UTC).date()
 
 
-def test_a_promotion_that_nobody_measured_makes_the_sum_unknown(house: House) -> None:
+def test_a_model_just_trained_from_scratch_forgot_nothing(house: House) -> None:
+    first = house.promote((house.window("a", {"cat": range(10)}),), "retrain", None)
+    found = house.evidence(house.window("b", {"cat": range(20, 30)}), DriftReport(champion=first, rows=2))
+    assert (found.windows_since, found.forgotten) == (0, 0.0)
+
+
+def test_a_promotion_that_nobody_measured_leaves_it_unknown(house: House) -> None:
     old, new = house.window("a", {"cat": range(10)}), house.window("b", {"cat": range(10, 20)})
     first = house.promote((old,), "retrain", None)
     second = house.promote((old, new), "fine-tune", first)
     found = house.evidence(house.window("c", {"cat": range(20, 30)}), DriftReport(champion=second, rows=2))
     assert (found.windows_since, found.forgotten) == (1, None)
-    assert found.missing[-1].startswith("Not every promotion since the last full retrain was measured")
+    assert found.missing[-1].startswith("The champion was not compared with the last version trained from scratch")
 
 
 def test_past_runs_tell_what_trainings_take_and_bring(house: House) -> None:
