@@ -131,8 +131,8 @@ def since_full_retrain(record: Run, registry: Registry, version: str) -> dict[st
 
 
 def _lost_since(record: Run, entry: LedgerRecord | None) -> dict[str, object]:
-    """By how much the champion is worse than the last version trained from scratch, as the run that promoted it measured
-    on the holdout of that version's windows."""
+    """By how much the champion is worse than the last version trained from scratch, on the holdout of that one's
+    windows, as the run that promoted it measured."""
     if entry is None or entry.run_id is None:
         return {}
     run = Run(record.store, entry.run_id)
