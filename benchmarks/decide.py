@@ -4,7 +4,8 @@ The outcomes are those that `scenarios.py` has measured and filed (outcomes.json
 The policy decides on the evidence that was filed before anything was trained. It learns from the other scenarios only:
 each is left out in turn. Regret: accuracy points (mean of the old and the new holdout, mean over seeds) by which the
 best strategy of a scenario is better than the policy's; compute: processor seconds as a share of those of "always
-retrain".
+retrain". A window that triage quarantines waits for a person: it counts as skipped in the table ("quarantine") and in a
+figure of its own; the policy is judged on those that it decides on (what triage does: `triage.py`).
 
 The estimate of seconds learns from three other trainings, drawn at random, and is judged on the rest.
 
@@ -61,8 +62,11 @@ def main() -> int:
     print_table(rows)
     errors = estimate_errors(cases, histories=20 if chosen.quick else 200)
     seeds = min(len(group) for group in by_scenario.values())
-    regrets, compute = [row["regret"] for row in rows], share([row["seconds"] for row in rows], rows)
+    everything = [row["regret"] for row in rows]
+    regrets = [row["decided"] for row in rows if row["decided"] is not None]
+    compute = share([row["seconds"] for row in rows], rows)
     print(f"\nestimated seconds after three trainings: median error {median(errors):.0%} ({len(errors)} estimates)")
+    print(f"quarantined windows counted as skipped: mean regret {mean(everything):.2f}, worst {max(everything):.2f}")
     figures = f"mean regret {mean(regrets):.2f} points, worst {max(regrets):.2f}, at {compute:.0%} of always retraining"
     print(f"{len(rows)} scenarios, {seeds} seeds at least, each left out in turn: {figures}")
     reached = (
@@ -81,19 +85,28 @@ def judge(name: str, group: Sequence[Case], by_scenario: Mapping[str, Sequence[C
     others = [case for other, cases in by_scenario.items() if other != name for case in cases]
     policy = policy_with(experience(others))
     choices = [outcome_of(plan_for(evidence_of(case), policy)) for case in group]
-    choices = [SKIP if choice == "quarantine" else choice for choice in choices]
+    taken = [SKIP if choice == "quarantine" else choice for choice in choices]
     points = {s: mean(score(case, s) for case in group) for s in group[0]["outcomes"]}
     best = max(points, key=points.__getitem__)
-    reached = mean(score(case, choice) for case, choice in zip(group, choices, strict=True))
+    reached = mean(score(case, choice) for case, choice in zip(group, taken, strict=True))
+    decided = [(case, choice) for case, choice in zip(group, choices, strict=True) if choice != "quarantine"]
     return {
         "scenario": name,
         "choices": choices,
         "best": best,
         "points": points,
         "regret": points[best] - reached,
-        "seconds": mean(case["outcomes"][choice]["seconds"] for case, choice in zip(group, choices, strict=True)),
+        "decided": _regret(decided) if decided else None,
+        "seconds": mean(case["outcomes"][choice]["seconds"] for case, choice in zip(group, taken, strict=True)),
         "all_seconds": {s: mean(case["outcomes"][s]["seconds"] for case in group) for s in points},
     }
+
+
+def _regret(decided: Sequence[tuple[Case, str]]) -> float:
+    """Of the choices in some cases of a scenario: against the strategy that is best in these."""
+    strategies = decided[0][0]["outcomes"]
+    best = max(mean(score(case, strategy) for case, _ in decided) for strategy in strategies)
+    return best - mean(score(case, choice) for case, choice in decided)
 
 
 def policy_with(gains: Sequence[PastGain]) -> Policy:
