@@ -23,7 +23,6 @@ import random
 import sys
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from datetime import date
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
@@ -31,7 +30,6 @@ from typing import Any
 from scenarios import read_table
 
 from components.core.config import DecisionConfig, TrainingConfig
-from components.core.contracts import DriftReport, ValidationReport
 from components.core.plans import SKIP, Evidence, PastGain, PastTraining
 from components.core.recipes import RECIPES
 from components.decide.costs import training_seconds, training_work
@@ -124,38 +122,7 @@ def share(seconds: Sequence[float], rows: Sequence[Mapping[str, Any]]) -> float:
 
 
 def evidence_of(case: Case) -> Evidence:
-    """The evidence as the decision step gathers it, from what the steps before it filed."""
-    filed = case["evidence"]
-    drift = DriftReport.model_validate({**filed["drift"], "views": ()})
-    validation = ValidationReport.model_validate(filed["validation"])
-    old: dict[str, int] = defaultdict(int)
-    for window in filed["old"]:
-        for label, count in window["class_counts"].items():
-            old[label] += count
-    return Evidence(
-        window="window",
-        window_created=date(2026, 1, 1),
-        champion="champion",
-        champion_classes=tuple(filed["champion"]["classes"]),
-        champion_image_size=filed["champion"]["image_size"],
-        old_rows=sum(window["train_rows"] for window in filed["old"]),
-        old_classes=dict(old),
-        new_rows=filed["window"]["train_rows"],
-        held_out=filed["window"]["holdout_rows"],
-        window_classes=filed["window"]["class_counts"],
-        invalid=tuple(failure.sentence for failure in validation.failures),
-        faults=tuple(fault.sentence for fault in drift.faults),
-        drifted=drift.drifted,
-        change=drift.change,
-        alarm=drift.alarm,
-        drop=drift.accuracy_drop,
-        drop_interval=drift.accuracy_drop_interval,
-        reference_accuracy=drift.reference_accuracy,
-        window_accuracy=drift.window_accuracy,
-        estimated_drop=drift.estimated_drop,
-        estimated_drop_interval=drift.estimated_drop_interval,
-        image_size=filed["image_size"],
-    )
+    return Evidence.model_validate(case["evidence"])
 
 
 def experience(cases: Sequence[Case]) -> list[PastGain]:

@@ -45,6 +45,7 @@ from components.core.runs import Run
 from components.core.storage import open_store
 from components.core.windows import Window
 from components.decide import step as decide
+from components.decide.evidence import gather_evidence
 from components.detect_drift import step as detect_drift
 from components.ingest import step as ingest
 from components.train import step as train
@@ -165,7 +166,7 @@ def main() -> int:
 
 
 def read_table(path: Path = TABLE) -> list[dict[str, Any]]:
-    """The cases of a file: scenario, seed, evidence, outcome of each strategy ('skip' is the champion's).
+    """The cases of a file: scenario, seed, `Evidence`, outcome of each strategy ('skip' is the champion's).
 
     A case has a line for each time that strategies were added to it.
     """
@@ -245,6 +246,7 @@ def run_case(folder: Path, name: str, seed: int, strategies: Sequence[str]) -> d
     run, window = begin(config, "evidence", write_folder(place / "new", arrived), "auto")
     settings = run.config
     holdouts = list(write_holdouts(place, scenario, seed, generator, settings))
+    evidence = gather_evidence(run, window).model_dump(mode="json", exclude_defaults=True)
     registry = Registry(run.store, settings.model)
     version = registry.champion().version  # type: ignore[union-attr]
     champion = load_classifier(registry, version)
@@ -262,7 +264,6 @@ def run_case(folder: Path, name: str, seed: int, strategies: Sequence[str]) -> d
         seconds = time.process_time() - clock
         outcomes[strategy] = (seconds, *judge(train.result_of(job)[1], holdouts, settings))
         job.checkpoints.remove()
-    evidence = evidence_of(run, registry.lineage(version).windows, champion)
     shutil.rmtree(place)
     return {
         "scenario": name,
@@ -272,27 +273,6 @@ def run_case(folder: Path, name: str, seed: int, strategies: Sequence[str]) -> d
             strategy: {"seconds": round(seconds, 2), "old": round(old, 5), "new": round(new, 5)}
             for strategy, (seconds, old, new) in outcomes.items()
         },
-    }
-
-
-def evidence_of(run: Run, old_windows: Sequence[str], champion: Classifier) -> dict[str, Any]:
-    """All that is known before anything is trained, as the steps filed it."""
-    documents = {
-        "window": run.need("ingest", WindowDocument),
-        "validation": run.need("validate", ValidationReport),
-        "drift": run.need("detect_drift", DriftReport),
-    }
-    old = [Window.open(run.store, run.config.dataset, window).document for window in old_windows]
-    drift = documents["drift"].model_dump(mode="json", exclude={"moved_images", "moved_classes", "views"})
-    for fault in drift["faults"]:
-        fault["examples"] = []
-    return {
-        "window": documents["window"].model_dump(mode="json", include={"train_rows", "holdout_rows", "class_counts"}),
-        "validation": documents["validation"].model_dump(mode="json"),
-        "drift": drift,
-        "old": [document.model_dump(mode="json", include={"train_rows", "class_counts"}) for document in old],
-        "champion": {"classes": champion.spec.classes, "image_size": champion.spec.image_size},
-        "image_size": run.config.training.image_size,
     }
 
 

@@ -28,7 +28,7 @@ from pipelines.status import find_run, model_runs
 @dataclass(frozen=True, kw_only=True)
 class Attempt:
     """A rung as it was planned and as it went: gains of the mean of both holdouts' accuracies, in [-1, 1], seconds of
-    training, and what the gate said."""
+    the training step, and what the gate said."""
 
     strategy: str
     gain_expected: float | None
@@ -224,8 +224,8 @@ def _can_replay(run: PastRun, policy: Policy) -> bool:
 def _attempts(run: Run, plan: Decision) -> Iterator[Attempt]:
     """The attempts that were made."""
     for number, rung in enumerate(plan.rungs[:MAX_RUNGS], start=1):
-        summary = run.read(f"train-{number}", TrainingSummary)
-        if summary is None:
+        step = run.record(f"train-{number}", TrainingSummary)
+        if step is None:
             return
         evaluation, verdict = run.read(f"evaluate-{number}", Evaluation), run.read(f"gate-{number}", Verdict)
         yield Attempt(
@@ -233,7 +233,7 @@ def _attempts(run: Run, plan: Decision) -> Iterator[Attempt]:
             gain_expected=rung.forecast.gain,
             gain_real=evaluation.mean_gain if evaluation else None,
             seconds_expected=rung.forecast.seconds,
-            seconds_real=summary.seconds,
+            seconds_real=max(step.seconds, step.document.seconds),  # the latter where it was cut off and went on
             verdict=verdict.verdict if verdict else None,
         )
 

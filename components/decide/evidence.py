@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from components.core.config import check_strategy
-from components.core.contracts import DriftReport, ValidationReport
+from components.core.contracts import DriftReport, LedgerRecord, ValidationReport
 from components.core.plans import Evidence
 from components.core.registry import EXEMPLARS, FISHER, LONGEST_CHAIN, Registry
 from components.core.runs import Run
@@ -28,7 +28,8 @@ def gather_evidence(record: Run, window_id: str) -> Evidence:
     config, registry = record.config, Registry(record.store, record.config.model)
     window = Window.open(record.store, config.dataset, window_id).document
     drift, validation = record.need("detect_drift", DriftReport), record.need("validate", ValidationReport)
-    champion = _champion(record, registry, drift.champion, window_id)
+    ledger = registry.ledger()
+    champion = _champion(record, registry, ledger, drift.champion, window_id)
     history = read_history(record, drift.champion)
     evidence = Evidence(
         window=window_id,
@@ -36,7 +37,7 @@ def gather_evidence(record: Run, window_id: str) -> Evidence:
         new_rows=window.train_rows,
         held_out=window.holdout_rows,
         window_classes=window.class_counts,
-        released=_release(registry, window_id),
+        released=_release(ledger, window_id),
         invalid=tuple(failure.sentence for failure in validation.failures),
         faults=tuple(fault.sentence for fault in drift.faults),
         drifted=drift.drifted,
@@ -65,7 +66,9 @@ def gather_evidence(record: Run, window_id: str) -> Evidence:
     return evidence.model_copy(update={"missing": missing})
 
 
-def _champion(record: Run, registry: Registry, version: str | None, window: str) -> dict[str, object]:
+def _champion(
+    record: Run, registry: Registry, ledger: Sequence[LedgerRecord], version: str | None, window: str
+) -> dict[str, object]:
     """Fields about the champion that the drift report speaks of: the plan must not mix two."""
     if version is None:
         return {"champion": None}
@@ -86,7 +89,7 @@ def _champion(record: Run, registry: Registry, version: str | None, window: str)
         "already_trained": window in windows,
         "exemplars": _remembered(registry, version) if EXEMPLARS in files else None,
         "has_fisher": FISHER in files,
-        **since_full_retrain(record, registry, version),
+        **since_full_retrain(record, registry, ledger, version),
     }
 
 
@@ -96,9 +99,9 @@ def _remembered(registry: Registry, version: str) -> int:
     return rows
 
 
-def _release(registry: Registry, window: str) -> str | None:
+def _release(ledger: Sequence[LedgerRecord], window: str) -> str | None:
     """Who released the window and why, from the ledger."""
-    releases = [record for record in registry.ledger() if (record.kind, record.window) == ("release", window)]
+    releases = [record for record in ledger if (record.kind, record.window) == ("release", window)]
     return f"Released from quarantine by {releases[-1].actor}: {releases[-1].reason}" if releases else None
 
 

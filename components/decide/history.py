@@ -6,7 +6,7 @@ A record that cannot be read is left out, and said.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import sqrt
 from statistics import NormalDist
@@ -111,13 +111,15 @@ def _trained_rungs(run: Run) -> Iterator[_Rung]:
         )
 
 
-def since_full_retrain(record: Run, registry: Registry, version: str) -> dict[str, object]:
+def since_full_retrain(
+    record: Run, registry: Registry, ledger: Sequence[LedgerRecord], version: str
+) -> dict[str, object]:
     """When the model was last trained from scratch, and what it forgot since: fields of `Evidence`.
 
     None of them where an ancestor cannot be read; nothing depends on one.
     """
     promoted: dict[str | None, LedgerRecord] = {}
-    for entry in registry.ledger():
+    for entry in ledger:
         if entry.makes_champion:
             promoted.setdefault(entry.version, entry)  # a rollback promotes a version again
     try:

@@ -31,7 +31,7 @@ def score_slices(answers: Answers, columns: Sequence[str], min_rows: int) -> tup
         was, both = answers.right(answers.champion), answers.known_to(answers.champion)
     slices = []
     for by, values in _partitions(answers, columns):
-        for value, here in _members(values).items():
+        for value, here in members(values).items():
             if not min_rows <= len(here) < len(answers):
                 continue
             known = here[both[here]]
@@ -42,15 +42,15 @@ def score_slices(answers: Answers, columns: Sequence[str], min_rows: int) -> tup
 
 
 def _partitions(answers: Answers, columns: Sequence[str]) -> Iterator[tuple[str, list[str | None]]]:
-    yield "class", _as_text(answers.column("label"))
-    yield "window", _as_text(answers.column("window"))
+    yield "class", as_text(answers.column("label"))
+    yield "window", as_text(answers.column("window"))
     sides = [np.array(answers.column(name), dtype=float) for name in ("width", "height")]
     yield "resolution", bands(np.sqrt(sides[0] * sides[1]).tolist(), unit="pixels")
     yield "brightness", bands(answers.column("mean"))
     for name in columns:
         values = answers.column(name)
         number = any(isinstance(value, int | float) for value in values)
-        yield name, bands(values) if number else _as_text(values)
+        yield name, bands(values) if number else as_text(values)
 
 
 def bands(values: Sequence[object], unit: str = "") -> list[str | None]:
@@ -85,12 +85,13 @@ def bands(values: Sequence[object], unit: str = "") -> list[str | None]:
     ]
 
 
-def _as_text(values: Sequence[object]) -> list[str | None]:
+def as_text(values: Sequence[object]) -> list[str | None]:
+    """Values as they are written; None stays."""
     return [None if value is None else str(value) for value in values]
 
 
-def _members(values: Sequence[str | None]) -> dict[str, Tensor]:
-    """Each value, in the order in which they come, and its rows, int64."""
+def members(values: Sequence[str | None]) -> dict[str, Tensor]:
+    """Each value, in the order in which they come, and its rows, int64; None is no value."""
     rows: dict[str, list[int]] = {}
     for row, value in enumerate(values):
         if value is not None:

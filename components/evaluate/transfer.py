@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
-
 from components.core.contracts import PairedOutcome
 from components.evaluate.answers import Answers, Said
 from components.evaluate.scores import pair
+from components.evaluate.slices import as_text, members
 
 ByWindow = Mapping[str, PairedOutcome]
 
@@ -22,13 +21,9 @@ def pair_windows(answers: Answers, before: Said) -> dict[str, PairedOutcome]:
         before: What the earlier model says of the same rows; it stands in the champion's place.
     """
     known, was, now = answers.known_to(before), answers.right(before), answers.right(answers.challenger)
-    windows = answers.column("window")
-    outcomes = {}
-    for window in dict.fromkeys(windows):
-        here = known & torch.tensor([name == window for name in windows], dtype=torch.bool)
-        if here.any():
-            outcomes[str(window)] = pair(was[here], now[here])
-    return outcomes
+    windows = members(as_text(answers.column("window")))
+    rows = {window: here[known[here]] for window, here in windows.items()}
+    return {window: pair(was[here], now[here]) for window, here in rows.items() if len(here)}
 
 
 def backward_transfer(by_window: ByWindow) -> float | None:

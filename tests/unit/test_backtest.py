@@ -1,35 +1,31 @@
 """Replaying past plans: the same policy gives the same bits, another one what it saves and misses."""
 
-from datetime import date
-
 import pytest
 
 from components.core.config import DecisionConfig, TrainingConfig
 from components.core.contracts import Interval
-from components.core.plans import Evidence, PastGain, PastTraining
+from components.core.plans import PastGain, PastTraining
 from components.decide.backtest import PastRun, replay, summarise
 from components.decide.policy import decide
 from components.decide.situation import describe_situation
 from components.decide.utility import Policy
+from tests.unit import decision
 
 CONFIG = DecisionConfig(ladder=("retrain",), candidates=("fine-tune", "retrain"), retrain_worth=0.0)
 TRAINING = TrainingConfig(architecture="small-cnn", image_size=1000)  # a row is a million pixels
-EVIDENCE = Evidence(
-    window="w",
-    window_created=date(2026, 11, 25),
-    champion="v",
-    champion_classes=("cat", "dog"),
-    champion_image_size=32,
-    old_rows=1000,
-    new_rows=400,
-    held_out=100,
-    window_classes={"cat": 250, "dog": 250},
-    drop=0.2,
-    drop_interval=Interval(lower=0.15, upper=0.25),
-    image_size=32,
-    device="cpu",
-    # A fine-tune: 700 rows, 10 epochs, 3 passes each. The same rate holds for a retrain.
-    trainings=(PastTraining(strategy="fine-tune", device="cpu", architecture="small-cnn", work=21_000, seconds=21.0),),
+EVIDENCE = decision.EVIDENCE.model_copy(
+    update={
+        "new_rows": 400,
+        "held_out": 100,
+        "window_classes": {"cat": 250, "dog": 250},
+        "drop": 0.2,
+        "drop_interval": Interval(lower=0.15, upper=0.25),
+        "device": "cpu",
+        # A fine-tune: 700 rows, 10 epochs, 3 passes each. The same rate holds for a retrain.
+        "trainings": (
+            PastTraining(strategy="fine-tune", device="cpu", architecture="small-cnn", work=21_000, seconds=21.0),
+        ),
+    }
 )
 LAZY = CONFIG.model_copy(update={"train_at_drop": 0.3})  # the drop is 0.2
 HERE = describe_situation(EVIDENCE, CONFIG)

@@ -1,30 +1,22 @@
 """The situation of a plan as numbers."""
 
-from datetime import date
 from math import log, log10, sqrt
 
 import pytest
 
 from components.core.config import DecisionConfig
 from components.core.contracts import Interval
-from components.core.plans import Evidence
 from components.decide.situation import believed_drop, describe_situation, evenness, headroom
+from tests.unit import decision
 
-EVIDENCE = Evidence(
-    window="w",
-    window_created=date(2026, 11, 25),
-    champion="v",
-    champion_classes=("cat", "dog"),
-    champion_image_size=32,
-    old_rows=1000,
-    new_rows=100,
-    held_out=25,
-    window_classes={"cat": 60, "owl": 40, "bat": 25},
-    drop=0.1,
-    drop_interval=Interval(lower=0.1 - 1.96 * 0.02, upper=0.1 + 1.96 * 0.02),
-    estimated_drop=0.3,
-    estimated_drop_interval=Interval(lower=0.3 - 1.645 * 0.04, upper=0.3 + 1.645 * 0.04),
-    image_size=32,
+EVIDENCE = decision.EVIDENCE.model_copy(
+    update={
+        "window_classes": {"cat": 60, "owl": 40, "bat": 25},
+        "drop": 0.1,
+        "drop_interval": Interval(lower=0.1 - 1.96 * 0.02, upper=0.1 + 1.96 * 0.02),
+        "estimated_drop": 0.3,
+        "estimated_drop_interval": Interval(lower=0.3 - 1.645 * 0.04, upper=0.3 + 1.645 * 0.04),
+    }
 )
 
 

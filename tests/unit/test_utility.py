@@ -1,7 +1,6 @@
 """Utility: what a strategy brings less what its compute must bring, forecasts, and the chance to be right."""
 
 from dataclasses import replace
-from datetime import date
 from typing import Any
 
 import pytest
@@ -20,20 +19,9 @@ from components.decide.utility import (
     training_rows,
     utility,
 )
+from tests.unit import decision
 
-EVIDENCE = Evidence(
-    window="w",
-    window_created=date(2026, 11, 25),
-    champion="v",
-    champion_classes=("cat", "dog"),
-    champion_image_size=32,
-    old_rows=1000,
-    new_rows=100,
-    held_out=25,
-    window_classes={"cat": 60, "dog": 65},
-    drop=0.2,
-    image_size=32,
-)
+EVIDENCE = decision.EVIDENCE.model_copy(update={"drop": 0.2})
 HERE = describe_situation(EVIDENCE, DecisionConfig())
 
 
