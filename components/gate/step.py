@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 
-from components.core.contracts import Evaluation, Outcome, Verdict, WindowDocument
+from components.core.config import MAX_RUNGS
+from components.core.contracts import Evaluation, Verdict, WindowDocument
 from components.core.errors import IntegrityError
 from components.core.plans import Decision
 from components.core.runs import Run, list_runs, open_run, perform
@@ -41,17 +42,23 @@ def count_looks(record: Run, evaluation: Evaluation, rungs: int) -> Looks:
         try:
             if run.read("gate-1", Verdict) is None or run.parameters.model != model:
                 continue  # nothing was judged; asked first, for it is so in most runs
-            same_window += _judged_in_vain(run, window)
+            same_window += _same_window(run, window) and not _passed(run)
             same_anchor += anchor is not None and _anchor_of(run) == anchor
         except IntegrityError as error:
             logger.warning("run %s is not counted among those that looked at these rows: %s", run.run_id, error.found)
     return Looks(rungs=rungs, same_window=same_window, same_anchor=same_anchor)
 
 
-def _judged_in_vain(run: Run, window: str) -> bool:
-    ingested, outcome = run.read("ingest", WindowDocument), run.read("outcome", Outcome)
-    promoted = outcome is not None and outcome.outcome == "promoted"
-    return ingested is not None and ingested.id == window and not promoted
+def _same_window(run: Run, window: str) -> bool:
+    ingested = run.read("ingest", WindowDocument)
+    return ingested is not None and ingested.id == window
+
+
+def _passed(run: Run) -> bool:
+    """Whether one of the run's attempts passed. Not whether it was promoted: a run that is killed in between is begun
+    again, and its challenger must be as welcome as before."""
+    verdicts = (run.read(f"gate-{rung}", Verdict) for rung in range(1, MAX_RUNGS + 1))
+    return any(verdict is not None and verdict.verdict == "promote" for verdict in verdicts)
 
 
 def _anchor_of(run: Run) -> str | None:

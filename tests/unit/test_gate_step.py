@@ -13,11 +13,11 @@ from components.core.contracts import (
     AnchorScores,
     Evaluation,
     HoldoutScores,
-    Outcome,
     PairedOutcome,
     RunParameters,
     StepDocument,
     Verdict,
+    VerdictWord,
     WindowDocument,
 )
 from components.core.plans import Decision, Forecast, Rung
@@ -82,18 +82,10 @@ def begin(config_path: Path, run_id: str, *, window_id: str = "w", anchor: str |
     return run
 
 
-def end(run: Run, outcome: str | None) -> None:
-    """Judged once, and perhaps ended."""
-    file(run, "gate-1", Verdict(verdict="hold", challenger="b", champion="a", checks=()))
-    if outcome:
-        told = {
-            "outcome": outcome,
-            "champion_before": "a",
-            "champion_after": "a",
-            "ledger_number": None,
-            "reason": "R.",
-        }
-        file(run, "outcome", Outcome.model_validate(told))
+def end(run: Run, *words: VerdictWord) -> None:
+    """Judged once for each word."""
+    for rung, word in enumerate(words, start=1):
+        file(run, f"gate-{rung}", Verdict(verdict=word, challenger="b", champion="a", checks=()))
 
 
 def test_first_run_on_a_window_shares_alpha_among_its_rungs(config_path: Path):
@@ -104,9 +96,9 @@ def test_first_run_on_a_window_shares_alpha_among_its_rungs(config_path: Path):
     assert step.run(str(config_path), "one", 2).level == pytest.approx(0.0225)
 
 
-@pytest.mark.parametrize("outcome", ["held", "rejected", "waiting", None])
-def test_a_run_that_was_judged_on_the_same_window_and_promoted_nothing_counts(config_path: Path, outcome: str | None):
-    end(begin(config_path, "one"), outcome)
+@pytest.mark.parametrize("words", [("hold",), ("reject",), ("escalate",), ("escalate", "hold")])
+def test_a_run_that_did_not_pass_on_the_same_window_counts(config_path: Path, words: tuple[VerdictWord, ...]):
+    end(begin(config_path, "one"), *words)
     begin(config_path, "two")
     verdict = step.run(str(config_path), "two", 2)
     assert verdict.level == pytest.approx(0.00225)
@@ -114,20 +106,29 @@ def test_a_run_that_was_judged_on_the_same_window_and_promoted_nothing_counts(co
     assert verdict.word == "hold"  # 400 rows on which both agree are enough once, not twice
 
 
-def test_runs_that_promoted_or_looked_at_other_rows_do_not_count(config_path: Path):
-    end(begin(config_path, "promoted"), "promoted")
-    end(begin(config_path, "elsewhere", window_id="other"), "held")
-    end(begin(config_path, "another", model="n"), "held")
+@pytest.mark.parametrize("words", [("promote",), ("escalate", "promote")])
+def test_a_run_that_was_killed_after_it_had_passed_costs_the_next_one_nothing(
+    config_path: Path, words: tuple[VerdictWord, ...]
+):
+    end(begin(config_path, "killed"), *words)
+    begin(config_path, "again")
+    verdict = step.run(str(config_path), "again", 1)
+    assert (verdict.level, verdict.word) == (pytest.approx(0.0225), "promote")
+
+
+def test_runs_that_looked_at_other_rows_do_not_count(config_path: Path):
+    end(begin(config_path, "elsewhere", window_id="other"), "hold")
+    end(begin(config_path, "another", model="n"), "hold")
     begin(config_path, "unjudged")
     begin(config_path, "now")
     assert step.run(str(config_path), "now", 1).level == pytest.approx(0.0225)
 
 
 def test_runs_against_the_same_anchor_count_whatever_came_of_them(config_path: Path):
-    end(begin(config_path, "promoted", window_id="v", anchor="root"), "promoted")
-    end(begin(config_path, "held", window_id="u", anchor="root"), "held")
-    end(begin(config_path, "older", window_id="t", anchor="an older one"), "held")
-    end(begin(config_path, "none", window_id="s"), "held")
+    end(begin(config_path, "promoted", window_id="v", anchor="root"), "promote")
+    end(begin(config_path, "held", window_id="u", anchor="root"), "hold")
+    end(begin(config_path, "older", window_id="t", anchor="an older one"), "hold")
+    end(begin(config_path, "none", window_id="s"), "hold")
     run = begin(config_path, "now", anchor="root")
     looks = step.count_looks(run, run.need("evaluate-1", Evaluation), 2)
     assert (looks.rungs, looks.same_window, looks.same_anchor) == (2, 0, 2)
@@ -145,5 +146,5 @@ def test_a_run_that_cannot_be_read_stops_no_verdict(config_path: Path, caplog: p
 def test_repeating_the_step_gives_the_verdict_on_record(config_path: Path):
     begin(config_path, "one")
     first = step.run(str(config_path), "one", 1)
-    end(begin(config_path, "two"), "held")
+    end(begin(config_path, "two"), "hold")
     assert step.run(str(config_path), "one", 1) == first
