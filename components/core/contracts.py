@@ -554,12 +554,14 @@ LedgerKind = Literal["promotion", "rejection", "hold", "rollback", "approval", "
 
 
 class LedgerRecord(Document):
-    """One entry of a model's ledger. `version` is what it is about; None for the release of a window. `previous` is
-    the SHA-256 of the record before it (None for the first)."""
+    """One entry of a model's ledger. `version` is what it is about; None for the release of a window. `evidence` names
+    the evidence bundle that a promotion rests on. `previous` is the SHA-256 of the record before it (None for the
+    first)."""
 
     number: int
     kind: LedgerKind
     version: str | None
+    evidence: str | None = None
     champion_before: str | None
     window: str | None
     run_id: str | None

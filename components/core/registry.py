@@ -188,6 +188,7 @@ class Registry:
         run_id: str | None,
         actor: str,
         reason: str,
+        evidence: str | None = None,
     ) -> LedgerRecord:
         """Add one record to the ledger, if the champion still is `expected_champion`.
 
@@ -211,6 +212,7 @@ class Registry:
                 number=len(chain) + 1,
                 kind=kind,
                 version=version,
+                evidence=evidence,
                 champion_before=before,
                 window=window,
                 run_id=run_id,
