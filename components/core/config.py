@@ -376,8 +376,9 @@ class GateConfig(Section):
     """Accuracy the challenger may lose on the old holdout. README has a table of the rows that a margin needs."""
     new_margin: Fraction = 0.01
     """Accuracy the challenger may lose on the new holdout, over the classes that the champion knows."""
-    min_accuracy: Fraction = 0.7
-    """Accuracy the challenger must reach on the new holdout (lower bound), whatever the champion does."""
+    min_accuracy: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.7
+    """Accuracy the challenger must reach on the new holdout (lower bound), whatever the champion does; new classes
+    count. 0: it must only have been measured."""
     min_new_class_recall: Fraction = 0.5
     """Recall the challenger must reach on each class that the champion does not know (point estimate)."""
     forgetting_budget: Fraction | None = None
@@ -392,8 +393,8 @@ class GateConfig(Section):
     a certain excess turns it down. Beyond 5 points, thresholds set on the champion's confidence, and drops estimated
     from it, are off by more than the estimate's own error (3.4 points). None: not checked."""
     max_latency_ratio: Annotated[float, Field(gt=0)] | None = None
-    """Seconds an image may take, as a multiple of the champion's (0.95 quantile, where both were measured on the same
-    device). None: not checked, the evaluation shows them."""
+    """Seconds an image may take, as a multiple of the champion's; only a certain excess turns the challenger down
+    (lower bound of the median over evaluation.latency_repeats turns). None: not checked, the evaluation shows them."""
     max_size_ratio: Annotated[float, Field(gt=0)] | None = None
     """Bytes of the weights, as a multiple of the champion's. None: not checked, the evaluation shows them."""
 
@@ -432,7 +433,7 @@ class Config(Section):
     report: ReportConfig = ReportConfig()
 
     @model_validator(mode="after")
-    def _ladder_of_known_strategies(self) -> Config:
+    def _sections_agree(self) -> Config:
         for key in ("ladder", "candidates"):
             for name in getattr(self.decision, key):
                 if name not in self.training.strategies:
@@ -440,6 +441,8 @@ class Config(Section):
                     raise ValueError(f"decision.{key} names {name!r}, expected one of {known}")
         if wrong := {"auto", "skip"} & set(self.training.strategies):
             raise ValueError(f"training.strategies: {min(wrong)!r} is no name for a strategy, it means something else")
+        if self.gate.max_latency_ratio is not None and not self.evaluation.latency_repeats:
+            raise ValueError("gate.max_latency_ratio asks for a latency, and evaluation.latency_repeats is 0")
         if self.training.strategies["retrain"].start != "fresh":
             raise ValueError("training.strategies.retrain must start fresh: it makes the first champion")
         return self

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from datetime import datetime
-from html import escape
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from components.core.markdown import plain
 from components.core.recipes import Recipe, StrategyName
 
 EffectUnit = Literal["kernel distance", "standard deviations", "share of images", "share among the furthest 5 %"]
@@ -109,10 +109,7 @@ class ValidationReport(StepDocument):
     @property
     def markdown(self) -> str:
         """The expectations as a table. Names of files and classes in it cannot become markup."""
-        rows = [
-            f"| {'✓' if e.passed else e.severity} | {escape(e.sentence, quote=False).replace('|', '&#124;')} |"
-            for e in self.expectations
-        ]
+        rows = [f"| {'✓' if e.passed else e.severity} | {plain(e.sentence)} |" for e in self.expectations]
         return "\n".join(["| | expectation |", "|---|---|", *rows])
 
     @property
@@ -328,16 +325,27 @@ class TrainingSummary(StepDocument):
 
 
 class PairedOutcome(Document):
-    """Champion and challenger on the same rows of classes that both know: the four cells of the paired table."""
+    """Champion and challenger on the same rows of classes that both know: the four cells of the paired table.
+
+    `design_effect`: how many rows tell as much as one independent row would of the difference, at least 1: above it
+    where rows come in groups (`manifest.parquet`'s `group`)."""
 
     both_right: int = 0
     only_champion_right: int = 0
     only_challenger_right: int = 0
     both_wrong: int = 0
+    design_effect: float = 1.0
 
     @property
     def rows(self) -> int:
         return self.both_right + self.only_champion_right + self.only_challenger_right + self.both_wrong
+
+    @property
+    def changes(self) -> tuple[float, float, float]:
+        """Rows, and of them gained and lost, as many as independent rows would have to be to tell as much."""
+        counts = self.rows, self.only_challenger_right, self.only_champion_right
+        rows, gained, lost = (count / self.design_effect for count in counts)
+        return rows, gained, lost
 
     @property
     def champion_accuracy(self) -> float | None:
@@ -349,10 +357,12 @@ class PairedOutcome(Document):
 
 
 class ClassRecall(Document):
-    """How many held-out rows a class has, and how many of them the challenger recognises."""
+    """How many held-out rows a class has, and how many of them the challenger recognises. `design_effect` as in
+    `PairedOutcome`, of the share recognised."""
 
     rows: int
     correct: int
+    design_effect: float = 1.0
 
 
 class SliceScores(Document):
@@ -369,8 +379,9 @@ class SliceScores(Document):
 class HoldoutScores(Document):
     """One holdout. `rows` and `correct` are the challenger's over all rows; `paired` covers the classes the champion
     knows; classes it does not know are measured apart, class by class (also those without a row), never averaged in.
-    `confusion`: rows are true classes, columns the challenger's answers, in the order of `classes`;
-    `champion_confusion` is the champion's, over the rows of classes that it knows, as square as these are many.
+    `confusion`: for each true class, in the order of `classes`, how often which of them was the challenger's answer;
+    `champion_confusion` is the champion's, over the rows of classes that it knows. `design_effect` as in
+    `PairedOutcome`, of the challenger's accuracy.
 
     `by_class`: the paired outcome of the rows of each class that both know; `by_window` the same of each window, oldest
     first. `calibration_error`: the challenger's expected calibration error on rows of classes that both know (all rows
@@ -382,8 +393,9 @@ class HoldoutScores(Document):
     paired: PairedOutcome
     new_classes: dict[str, ClassRecall]
     classes: tuple[str, ...]
-    confusion: tuple[tuple[int, ...], ...]
-    champion_confusion: tuple[tuple[int, ...], ...] | None = None
+    confusion: tuple[dict[int, int], ...]
+    champion_confusion: tuple[dict[int, int], ...] | None = None
+    design_effect: float = 1.0
     by_class: dict[str, PairedOutcome] = {}
     by_window: dict[str, PairedOutcome] = {}
     slices: tuple[SliceScores, ...] = ()
@@ -416,19 +428,21 @@ class AnchorScores(Document):
 
 class ModelCost(Document):
     """What a model costs in use: size of its weights in bytes; floating-point operations for one image (a
-    multiplication and an addition are two; None where they cannot be counted); seconds that one image takes alone, as
-    quantiles (`0.5`, `0.95`, `0.99`), on `device`."""
+    multiplication and an addition are two; None where they cannot be counted); seconds that one image takes alone on
+    `device`, turn by turn with the other model, and their quantiles (`0.5`, `0.95`, `0.99`)."""
 
     bytes: int
     flops: int | None
     latency: dict[str, float]
+    turns: tuple[float, ...] = ()
     device: str
 
 
 class Evaluation(StepDocument):
     """Champion and challenger on the old and on the new holdout. `old` is None where the champion has no other window
     than the current one, or there is no champion. `anchor` is None where the champion is the anchor itself, or there is
-    none. `answers` is the key of the Parquet file with what each model said of each row."""
+    none. `answers` is the key of the Parquet file with what each model said of each row. `sample`: the smallest digests
+    among the new holdout's rows, at most 64: two evaluations that share rows in number share some of these."""
 
     champion: str | None
     challenger: str
@@ -438,6 +452,7 @@ class Evaluation(StepDocument):
     champion_cost: ModelCost | None = None
     challenger_cost: ModelCost | None = None
     answers: str | None = None
+    sample: tuple[str, ...] = ()
 
     @property
     def accuracies(self) -> Accuracies:
@@ -499,9 +514,9 @@ class CheckResult(Document):
     """One check of the gate: `passed` when `bound` reaches `threshold` (both in accuracy, larger is better).
 
     `conclusive` is False where more rows could still turn the answer: neither bound settles it. `rows_to_decide` is how
-    many more labelled images would, with 80 % chance, if the rates stayed what they are; None where none would, or
-    nothing is open. For checks of other things (seconds, bytes, calibration) value, bound and threshold are in these,
-    negated where smaller is better.
+    many more held-out rows would, with 80 % chance, if the rates stayed what they are; None where none would, or
+    nothing is open. `within_reach` is False where no model could pass on these rows, however good. For checks of other
+    things (seconds, bytes, calibration) value, bound and threshold are in these, negated where smaller is better.
     """
 
     name: str
@@ -512,11 +527,13 @@ class CheckResult(Document):
     threshold: float
     sentence: str
     rows_to_decide: int | None = None
+    within_reach: bool = True
 
 
 class Verdict(StepDocument):
     """What the gate says of one attempt. `level` is the chance, at most, that this attempt passes a model that is at a
-    margin, and `terms` tells where it comes from; None and empty in verdicts of earlier releases."""
+    margin, and `terms` tells where it comes from; None and empty in verdicts of earlier releases. `images_to_decide`:
+    how many more labelled images a hold waits for, those that will not be held out among them."""
 
     verdict: VerdictWord
     challenger: str
@@ -524,26 +541,34 @@ class Verdict(StepDocument):
     checks: tuple[CheckResult, ...]
     level: float | None = None
     terms: str = ""
+    images_to_decide: int | None = None
 
     @property
     def markdown(self) -> str:
         """The checks as a table. Names of classes in it cannot become markup."""
-        rows = [
-            f"| {'✓' if c.passed else '✗' if c.conclusive else '?'} "
-            f"| {escape(c.sentence, quote=False).replace('|', '&#124;')} |"
-            for c in self.checks
-        ]
-        terms = ["", self.terms] if self.terms else []
-        return "\n".join([f"**{self.verdict}**", "", "| | check |", "|---|---|", *rows, *terms])
+        rows = [f"| {'✓' if c.passed else '✗' if c.conclusive else '?'} | {plain(c.sentence)} |" for c in self.checks]
+        told = [text for text in (self.terms, self.wanted) if text]
+        return "\n".join(
+            [f"**{self.verdict}**", "", "| | check |", "|---|---|", *rows, *(["", " ".join(told)] if told else [])]
+        )
 
     @property
     def word(self) -> str:
         return self.verdict
 
     @property
+    def wanted(self) -> str:
+        """What a hold waits for, the number with two digits: the rates that it rests on are no better known."""
+        if self.images_to_decide is None:
+            return ""
+        images = int(float(f"{self.images_to_decide:.2g}"))
+        return f"About {images:,} more labelled images would decide."
+
+    @property
     def findings(self) -> str:
-        """What every check said, and at which level."""
-        return " ".join((*(check.sentence for check in self.checks), self.terms)).strip()
+        """What every check said, at which level, and what is waited for."""
+        parts = (*(check.sentence for check in self.checks), self.terms, self.wanted)
+        return " ".join(part for part in parts if part)
 
     @property
     def sentence(self) -> str:

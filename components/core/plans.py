@@ -13,6 +13,7 @@ from pydantic import Field
 
 from components.core.contracts import Document, Interval, StepDocument
 from components.core.errors import ConfigurationError, IntegrityError
+from components.core.markdown import plain
 from components.core.recipes import Recipe, StrategyName
 from components.core.storage import ObjectStore, get_json, sha256_hex, to_json
 
@@ -221,7 +222,7 @@ class Decision(StepDocument):
     @property
     def markdown(self) -> str:
         """The whole plan, for the Kubeflow UI."""
-        lines = [f"**{self.sentence}**", "", f"Rule: {self.rule}. Plan {self.digest[:12]}."]
+        lines = [f"**{plain(self.sentence)}**", "", f"Rule: {self.rule}. Plan {self.digest[:12]}."]
         if self.confidence is not None:
             lines.append(f"Confidence that nothing else would have been better: {self.confidence:.0%}.")
         if self.alternatives:
@@ -232,7 +233,7 @@ class Decision(StepDocument):
             ]
             lines += [f"| {' | '.join((forecast.strategy, *forecast.cells))} |" for forecast in self.alternatives]
         missing = self.evidence.missing if self.evidence else ()
-        return "\n".join([*lines, "", *(f"- {point}" for point in (*self.turning_points, *missing))])
+        return "\n".join([*lines, "", *(f"- {plain(point)}" for point in (*self.turning_points, *missing))])
 
     @property
     def sentence(self) -> str:

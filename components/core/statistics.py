@@ -8,12 +8,12 @@ from statistics import NormalDist
 from components.core.contracts import Interval
 
 
-def wilson_interval(successes: int, trials: int, confidence: float) -> Interval:
+def wilson_interval(successes: float, trials: float, confidence: float) -> Interval:
     """Two-sided score interval of a proportion, in [0, 1]. [0, 1] when there are no trials.
 
     Args:
         successes: In [0, trials].
-        trials: Number of rows.
+        trials: Number of rows; not whole where rows that come in groups count as fewer.
         confidence: Coverage, in (0, 1).
 
     Source:

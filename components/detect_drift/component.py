@@ -29,13 +29,14 @@ def detect_drift(
     Returns:
         no-champion, stable, drifted, new-classes, undecided (too few images to tell) or broken.
     """
+    from components.core.markdown import plain
     from components.detect_drift import step
 
     report, html = step.run(config, run_id, window)
     for name, value in report.figures.items():
         metrics.log_metric(name, value)
     with open(summary.path, "w") as file:
-        file.write(report.sentence)
+        file.write(plain(report.sentence))
     with open(page.path, "w") as file:
         file.write(html)
     return report.word

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
 import pyarrow as pa
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from torch import Tensor
 from components.core.datasets import Pixels, label_indices
 from components.core.errors import BrokenModel
 from components.core.models import Classifier, best_device
+from components.core.units import independent_units
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,8 +84,7 @@ def _probabilities(logits: Tensor, model: Classifier, version: str, digests: Seq
             expected=expected,
             next_command=next_command,
         )
-    probabilities = logits.float().softmax(1)
-    finite = probabilities.isfinite().all(1)
+    finite = logits.isfinite().all(1)
     if not bool(finite.all()):
         row = int((~finite).nonzero()[0])
         raise BrokenModel(
@@ -91,7 +92,7 @@ def _probabilities(logits: Tensor, model: Classifier, version: str, digests: Seq
             expected=expected,
             next_command=next_command,
         )
-    return probabilities
+    return logits.float().softmax(1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,6 +116,12 @@ class Answers:
     def labels(self) -> Tensor:
         """True classes, int64 (n,), in [0, classes)."""
         return label_indices(self.rows, self.classes)
+
+    @cached_property
+    def groups(self) -> Tensor:
+        """The unit of each row, int64 (n,), from 0: images of a group and near duplicates depend on each other."""
+        units = np.unique(independent_units(self.rows), return_inverse=True)[1]
+        return torch.from_numpy(units.astype(np.int64))
 
     def right(self, said: Said) -> Tensor:
         """Where a model is right, bool (n,)."""

@@ -26,22 +26,23 @@ def evaluate(
         challenger: Version of the challenger.
         rung: Which attempt of the plan, from 1.
         metrics: Accuracies, flips, calibration and cost of both models.
-        confusion_matrix: The challenger's, on the new holdout.
+        confusion_matrix: The challenger's, on the new holdout; of many classes those that it mistakes most.
         summary: The comparison in sentences.
         page: All of it: classes, slices, flips, calibration, old windows, cost.
 
     Returns:
         evaluated.
     """
+    from components.core.markdown import plain
     from components.evaluate import step
-    from components.evaluate.figures import list_figures
+    from components.evaluate.figures import confusion_table, list_figures
 
     evaluation, html = step.run(config, run_id, window, challenger, rung)
     for name, value in list_figures(evaluation).items():
         metrics.log_metric(name, value)
-    confusion_matrix.log_confusion_matrix(list(evaluation.new.classes), [list(row) for row in evaluation.new.confusion])
+    confusion_matrix.log_confusion_matrix(*confusion_table(evaluation.new))
     with open(summary.path, "w") as file:
-        file.write(evaluation.sentence)
+        file.write(plain(evaluation.sentence))
     with open(page.path, "w") as file:
         file.write(html)
     return evaluation.word

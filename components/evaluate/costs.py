@@ -36,6 +36,7 @@ def measure_costs(
         ModelCost(
             bytes=sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values()),
             flops=count_flops(model),
+            turns=tuple(times),
             latency={str(q): float(np.quantile(times, q)) for q in QUANTILES if times},
             device=name,
         )

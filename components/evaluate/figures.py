@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from components.core.contracts import Evaluation, HoldoutScores, ModelCost
 from components.evaluate.flips import negative_flip_rate
-from components.evaluate.scores import balanced_accuracy, known_rows, macro_f1
+from components.evaluate.scores import Confusion, balanced_accuracy, known_rows, macro_f1
 from components.evaluate.transfer import backward_transfer
 
 
@@ -23,6 +25,38 @@ def list_figures(evaluation: Evaluation) -> dict[str, float]:
         if cost is not None:
             found |= {f"{name}_{figure}": value for figure, value in _cost_figures(cost).items()}
     return {name: value for name, value in found.items() if value is not None}
+
+
+MOST_CLASSES = 50  # what people can read, and Kubeflow's metadata can carry: the matrix grows with the square
+
+
+def confusion_table(scores: HoldoutScores) -> tuple[list[str], list[list[int]]]:
+    """The challenger's confusion matrix, for a picture.
+
+    Returns:
+        Names of classes, and a row of counts for each. Of many classes those that are mistaken most often, as truth or
+        as answer; all others are one, the last.
+    """
+    classes = list(scores.classes)
+    if len(classes) <= MOST_CLASSES:
+        return classes, _table(scores.confusion, {n: n for n in range(len(classes))}, len(classes))
+    mistakes: Counter[int] = Counter()
+    for true, given in enumerate(scores.confusion):
+        for answer, count in given.items():
+            if answer != true:
+                mistakes.update({true: count, answer: count})
+    shown = sorted(range(len(classes)), key=lambda n: (-mistakes[n], n))[: MOST_CLASSES - 1]
+    place = dict.fromkeys(range(len(classes)), MOST_CLASSES - 1) | {n: at for at, n in enumerate(shown)}
+    others = f"{len(classes) - len(shown)} other classes"
+    return [*(classes[n] for n in shown), others], _table(scores.confusion, place, MOST_CLASSES)
+
+
+def _table(confusion: Confusion, place: dict[int, int], size: int) -> list[list[int]]:
+    table = [[0] * size for _ in range(size)]
+    for true, given in enumerate(confusion):
+        for answer, count in given.items():
+            table[place[true]][place[answer]] += count
+    return table
 
 
 def _holdout_figures(scores: HoldoutScores) -> dict[str, float | None]:

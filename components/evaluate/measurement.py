@@ -18,7 +18,7 @@ def measure_holdout(answers: Answers, config: EvaluationConfig) -> HoldoutScores
     champion = answers.champion
     before = champion.among(answers.classes) if champion else None
     known = len(champion.classes) if champion else 0
-    scores = score_holdout(answers.labels, answers.challenger.answers, before, answers.classes, known)
+    scores = score_holdout(answers.labels, answers.challenger.answers, before, answers.classes, known, answers.groups)
     now, was = confidence_bins(answers)
     return scores.model_copy(
         update={
@@ -54,5 +54,5 @@ def measure_anchor(answers: Answers, windows: tuple[str, ...]) -> AnchorScores |
         return None
     own = torch.tensor([window in windows for window in answers.column("window")], dtype=torch.bool)
     rows = own & answers.known_to(anchor)
-    paired = pair(answers.right(anchor)[rows], answers.right(answers.challenger)[rows])
+    paired = pair(answers.right(anchor)[rows], answers.right(answers.challenger)[rows], answers.groups[rows])
     return AnchorScores(version=anchor.version, paired=paired)

@@ -194,8 +194,8 @@ def _class_lines(evaluation: Evaluation) -> Iterator[ClassLine]:
 def _class_comparison(scores: HoldoutScores, name: str, place: int) -> Comparison | None:
     if name in scores.by_class:
         return _compare(name, scores.by_class[name])
-    rows = sum(scores.confusion[place])
-    return _alone(name, scores.confusion[place][place], rows) if rows else None
+    given = scores.confusion[place]
+    return _alone(name, given.get(place, 0), sum(given.values())) if given else None
 
 
 def _worst_slices(evaluation: Evaluation) -> list[tuple[str, SliceScores, Comparison]]:

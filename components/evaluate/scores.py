@@ -1,24 +1,31 @@
 """Scores of classifiers on one holdout: paired answers, confusion matrices, and what is read off them.
 
-Values in, values out. A confusion matrix has true classes in its rows and answers in its columns; classes without a row
-have no score, and means leave them out. Not covered: confidence (`calibration`), parts of a holdout (`slices`).
+Values in, values out. A confusion matrix is sparse: for each true class how often which answer was given. Classes
+without a row have no score, and means leave them out. Not covered: confidence (`calibration`), parts of a holdout
+(`slices`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 
-import torch
 from torch import Tensor
 
 from components.core.contracts import ClassRecall, HoldoutScores, PairedOutcome
 from components.core.errors import BrokenModel
+from components.evaluate.clusters import design_effect
 
-Confusion = Sequence[Sequence[int]]
+Confusion = Sequence[Mapping[int, int]]
 
 
 def score_holdout(
-    labels: Tensor, challenger: Tensor, champion: Tensor | None, classes: tuple[str, ...], known_classes: int
+    labels: Tensor,
+    challenger: Tensor,
+    champion: Tensor | None,
+    classes: tuple[str, ...],
+    known_classes: int,
+    groups: Tensor,
 ) -> HoldoutScores:
     """Compare answers row by row.
 
@@ -28,6 +35,7 @@ def score_holdout(
         champion: Its answers, int64 in [0, known_classes), shape (n,); None while there is no champion.
         classes: Names in the order of the challenger's head; the champion's classes come first.
         known_classes: How many of them the champion knows.
+        groups: The group of each row, int64, shape (n,), from 0.
 
     Returns:
         Paired cells over rows of classes both know, in all and class by class, counts of each class that only the
@@ -42,22 +50,23 @@ def score_holdout(
         new_classes={},
         classes=classes,
         confusion=confusion,
+        design_effect=design_effect(~right, groups),
     )
     if champion is None:
         return scores
     both, before = labels < known_classes, champion == labels
     new_classes = {
-        name: ClassRecall(rows=sum(confusion[i]), correct=confusion[i][i])
+        name: _recall(right[labels == i], groups[labels == i])
         for i, name in enumerate(classes[known_classes:], start=known_classes)
     }
     by_class = {
-        name: pair(before[labels == i], right[labels == i])
+        name: pair(before[labels == i], right[labels == i], groups[labels == i])
         for i, name in enumerate(classes[:known_classes])
-        if sum(confusion[i])
+        if confusion[i]
     }
     return scores.model_copy(
         update={
-            "paired": pair(before[both], right[both]),
+            "paired": pair(before[both], right[both], groups[both]),
             "new_classes": new_classes,
             "champion_confusion": count_answers(labels[both], champion[both], known_classes),
             "by_class": by_class,
@@ -65,17 +74,22 @@ def score_holdout(
     )
 
 
-def pair(champion: Tensor, challenger: Tensor) -> PairedOutcome:
-    """Count where two models are right, bool (n,) each, in four cells."""
+def pair(champion: Tensor, challenger: Tensor, groups: Tensor) -> PairedOutcome:
+    """Count where two models are right, bool (n,) each, in four cells; the group of each row is int64 (n,), from 0."""
     return PairedOutcome(
         both_right=int((champion & challenger).sum()),
         only_champion_right=int((champion & ~challenger).sum()),
         only_challenger_right=int((~champion & challenger).sum()),
         both_wrong=int((~champion & ~challenger).sum()),
+        design_effect=design_effect(challenger.int() - champion.int(), groups),
     )
 
 
-def count_answers(labels: Tensor, answers: Tensor, classes: int) -> tuple[tuple[int, ...], ...]:
+def _recall(right: Tensor, groups: Tensor) -> ClassRecall:
+    return ClassRecall(rows=len(right), correct=int(right.sum()), design_effect=design_effect(~right, groups))
+
+
+def count_answers(labels: Tensor, answers: Tensor, classes: int) -> tuple[dict[int, int], ...]:
     """The confusion matrix of answers, both int64 (n,) in [0, classes).
 
     Raises:
@@ -88,22 +102,24 @@ def count_answers(labels: Tensor, answers: Tensor, classes: int) -> tuple[tuple[
             expected=f"answers from 0 to {classes - 1}",
             next_command="retrain verify checks the files of all versions",
         )
-    counts = torch.bincount(labels * classes + answers, minlength=classes * classes)
-    return tuple(tuple(row) for row in counts.view(classes, classes).tolist())
+    rows: list[dict[int, int]] = [{} for _ in range(classes)]
+    cells, counts = (labels * classes + answers).unique(return_counts=True)
+    for cell, count in zip(cells.tolist(), counts.tolist(), strict=True):
+        rows[cell // classes][cell % classes] = count
+    return tuple(rows)
 
 
 def recalls(confusion: Confusion) -> list[float | None]:
     """The share of each class's rows that is recognised, in [0, 1]; None for a class without a row."""
-    return [row[i] / sum(row) if sum(row) else None for i, row in enumerate(confusion)]
+    return [row.get(i, 0) / sum(row.values()) if row else None for i, row in enumerate(confusion)]
 
 
 def precisions(confusion: Confusion) -> list[float | None]:
-    """The share of each answer that is right, in [0, 1]; None for one that was never given.
-
-    A matrix may have fewer rows than columns: answers without a row of their own are left out.
-    """
-    given = [sum(column) for column in zip(*confusion, strict=True)]
-    return [row[i] / given[i] if given[i] else None for i, row in enumerate(confusion)]
+    """The share of each class's answers that are right, in [0, 1]; None for one that was never given."""
+    given: Counter[int] = Counter()
+    for row in confusion:
+        given.update(row)
+    return [row.get(i, 0) / given[i] if given[i] else None for i, row in enumerate(confusion)]
 
 
 def balanced_accuracy(confusion: Confusion) -> float | None:

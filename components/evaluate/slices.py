@@ -35,7 +35,7 @@ def score_slices(answers: Answers, columns: Sequence[str], min_rows: int) -> tup
             if not min_rows <= len(here) < len(answers):
                 continue
             known = here[both[here]]
-            paired = PairedOutcome() if was is None else pair(was[known], now[known])
+            paired = PairedOutcome() if was is None else pair(was[known], now[known], answers.groups[known])
             correct = int(now[here].sum())
             slices.append(SliceScores(by=by, value=value, rows=len(here), correct=correct, paired=paired))
     return tuple(slices)
@@ -72,17 +72,27 @@ def bands(values: Sequence[object], unit: str = "") -> list[str | None]:
         return [None] * len(numbers)
     said = f" {unit}" if unit else ""
     if len(distinct) <= BANDS:
-        return [None if np.isnan(number) else f"{number:.4g}{said}" for number in numbers]
+        named = dict(zip(distinct, _tell_apart(distinct.tolist()), strict=True))
+        return [None if np.isnan(number) else f"{named[number]}{said}" for number in numbers]
     # An edge is a number that is there; the largest is none, or nothing would be above it.
     edges = np.unique(np.quantile(there, np.arange(1, BANDS) / BANDS, method="lower"))
     edges = edges[edges < distinct[-1]] if edges[0] < distinct[-1] else distinct[-2:-1]
-    names = [f"up to {edges[0]:.4g}{said}"]
-    names += [f"{low:.4g} to {high:.4g}{said}" for low, high in pairwise(edges)]
-    names.append(f"above {edges[-1]:.4g}{said}")
+    ends = _tell_apart(edges.tolist())
+    names = [f"up to {ends[0]}{said}", *(f"{low} to {high}{said}" for low, high in pairwise(ends))]
+    names.append(f"above {ends[-1]}{said}")
     return [
         None if np.isnan(number) else names[place]
         for number, place in zip(numbers, np.searchsorted(edges, numbers), strict=True)
     ]
+
+
+def _tell_apart(numbers: Sequence[float]) -> list[str]:
+    """Distinct numbers with as few digits as keep them distinct, at least four."""
+    for digits in range(4, 18):
+        told = [f"{number:.{digits}g}" for number in numbers]
+        if len(set(told)) == len(told):
+            break
+    return told
 
 
 def as_text(values: Sequence[object]) -> list[str | None]:

@@ -18,7 +18,7 @@ from components.evaluate.costs import measure_costs
 from components.evaluate.measurement import measure_anchor, measure_holdout
 from components.evaluate.page import draw_page
 from components.evaluate.panel import Panel
-from components.evaluate.rows import ROW_COLUMNS, read_holdout
+from components.evaluate.rows import ROW_COLUMNS, read_holdout, sample_rows
 from components.evaluate.slices import SLICE_COLUMNS
 
 logger = logging.getLogger(__name__)
@@ -70,6 +70,7 @@ def _evaluate(record: Run, window_id: str, version: str, rung: int) -> Evaluatio
         champion_cost=champion_cost[0] if champion_cost else None,
         challenger_cost=challenger_cost,
         answers=record.key(ANSWERS.format(rung)),
+        sample=sample_rows(rows),
     )
     # Before the record: where that stands, these do.
     record.store.put(record.key(ANSWERS.format(rung)), to_parquet(answers.table()))

@@ -23,7 +23,7 @@ def pair_windows(answers: Answers, before: Said) -> dict[str, PairedOutcome]:
     known, was, now = answers.known_to(before), answers.right(before), answers.right(answers.challenger)
     windows = members(as_text(answers.column("window")))
     rows = {window: here[known[here]] for window, here in windows.items()}
-    return {window: pair(was[here], now[here]) for window, here in rows.items() if len(here)}
+    return {window: pair(was[here], now[here], answers.groups[here]) for window, here in rows.items() if len(here)}
 
 
 def backward_transfer(by_window: ByWindow) -> float | None:

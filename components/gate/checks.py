@@ -9,25 +9,28 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from components.core.config import GateConfig
-from components.core.contracts import CheckResult, Evaluation, PairedOutcome
+from components.core.contracts import CheckResult, ClassRecall, Evaluation, Interval, PairedOutcome
 from components.core.statistics import wilson_interval
+from components.gate.levels import Level
 from components.gate.noninferiority import lower_bound, upper_bound
 from components.gate.power import rows_for_accuracy, rows_needed
 
-Check = Callable[[Evaluation, GateConfig, float], CheckResult | None]
+Check = Callable[[Evaluation, GateConfig, Level], CheckResult | None]
 
 
-def accurate_enough(evaluation: Evaluation, config: GateConfig, level: float) -> CheckResult | None:
+def accurate_enough(evaluation: Evaluation, config: GateConfig, level: Level) -> CheckResult | None:
     """The challenger reaches the least accuracy on the new holdout, whatever the champion does."""
     scores, threshold = evaluation.new, config.min_accuracy
-    interval = wilson_interval(scores.correct, scores.rows, 1 - 2 * level)
+    rows = scores.rows / scores.design_effect
+    interval = wilson_interval(scores.correct / scores.design_effect, rows, 1 - 2 * level.now)
     value = scores.accuracy or 0.0
-    passed = interval.lower >= threshold
+    passed = scores.rows > 0 and interval.lower >= threshold
     conclusive = passed or interval.upper < threshold
-    needed = None
+    more = None
     if scores.rows and not conclusive:
-        needed = rows_for_accuracy(accuracy=value, threshold=threshold, level=level)
-    more = _more_rows(needed, scores.rows)
+        more = _more_rows(
+            rows_for_accuracy(accuracy=value, threshold=threshold, level=level.later), scores.rows, scores.design_effect
+        )
     measured = f"{value:.1%}, surely above {interval.lower:.1%}" if scores.rows else "has no rows"
     return CheckResult(
         name="accurate enough",
@@ -38,24 +41,25 @@ def accurate_enough(evaluation: Evaluation, config: GateConfig, level: float) ->
         threshold=threshold,
         sentence=f"New holdout {measured}; wanted {threshold:.1%}.{_say_more(more)}",
         rows_to_decide=more,
+        within_reach=scores.rows > 0 and wilson_interval(rows, rows, 1 - 2 * level.now).lower >= threshold,
     )
 
 
-def keeps_old(evaluation: Evaluation, config: GateConfig, level: float) -> CheckResult | None:
+def keeps_old(evaluation: Evaluation, config: GateConfig, level: Level) -> CheckResult | None:
     """The challenger is not worse than the champion on the old holdout by more than the margin."""
     if evaluation.old is None:
         return None
     return _not_worse("not worse on old", "Not worse on old holdout", evaluation.old.paired, config.old_margin, level)
 
 
-def keeps_new(evaluation: Evaluation, config: GateConfig, level: float) -> CheckResult | None:
+def keeps_new(evaluation: Evaluation, config: GateConfig, level: Level) -> CheckResult | None:
     """The same on the new holdout, over classes the champion knows. A window of new classes only has no such rows."""
     if evaluation.champion is None or not evaluation.new.paired.rows:
         return None
     return _not_worse("not worse on new", "Not worse on new holdout", evaluation.new.paired, config.new_margin, level)
 
 
-def within_budget(evaluation: Evaluation, config: GateConfig, level: float) -> CheckResult | None:
+def within_budget(evaluation: Evaluation, config: GateConfig, level: Level) -> CheckResult | None:
     """Against the last version trained from scratch, no more is forgotten than the budget allows.
 
     Each promotion may lose a little within the margins; the anchor stays where it is, so here the losses add up. It has
@@ -69,45 +73,58 @@ def within_budget(evaluation: Evaluation, config: GateConfig, level: float) -> C
     return _not_worse("forgetting budget", title, anchor.paired, config.budget, level)
 
 
-def learns_new_classes(evaluation: Evaluation, config: GateConfig, level: float) -> CheckResult | None:
-    """Each class that only the challenger knows is recognised often enough. A class without a held-out row is not."""
+def learns_new_classes(evaluation: Evaluation, config: GateConfig, level: Level) -> CheckResult | None:
+    """Each class that only the challenger knows is recognised often enough, as measured. A class without a held-out row
+    is not; one fails for certain at the level divided among all of them (Bonferroni)."""
     counts = evaluation.new.new_classes
     if not counts:
         return None
-    recall = {name: c.correct / c.rows if c.rows else 0.0 for name, c in counts.items()}
-    intervals = {name: wilson_interval(c.correct, c.rows, 1 - 2 * level) for name, c in counts.items()}
-    learnt = {name: c.rows > 0 and recall[name] >= config.min_new_class_recall for name, c in counts.items()}
-    worst = min(counts, key=lambda name: (learnt[name], intervals[name].upper))  # the most certain failure, if any
-    rows, interval, passed = counts[worst].rows, intervals[worst], learnt[worst]
+    confidence = 1 - 2 * level.now / len(counts)
+    found = {name: (_recall(count), _interval(count, confidence)) for name, count in counts.items()}
+    learnt = {
+        name: counts[name].rows > 0 and recall >= config.min_new_class_recall for name, (recall, _) in found.items()
+    }
+    worst = min(counts, key=lambda name: (learnt[name], found[name][1].upper))  # the most certain failure, if any
+    (recall, interval), rows, passed = found[worst], counts[worst].rows, learnt[worst]
     return CheckResult(
         name="learns new classes",
         passed=passed,
         conclusive=passed or interval.upper < config.min_new_class_recall,
-        value=recall[worst],
+        value=recall,
         bound=interval.lower,
         threshold=config.min_new_class_recall,
         sentence=(
-            f"New class '{worst}' is recognised {recall[worst]:.1%} on {rows} rows; "
-            f"wanted {config.min_new_class_recall:.1%}."
+            f"New class '{worst}' is recognised {recall:.1%} on {rows} rows; wanted {config.min_new_class_recall:.1%}."
         ),
+        within_reach=all(count.rows for count in counts.values()),
     )
 
 
 CHECKS: tuple[Check, ...] = (accurate_enough, keeps_old, keeps_new, learns_new_classes)
 
 
-def _not_worse(name: str, title: str, paired: PairedOutcome, margin: float, level: float) -> CheckResult:
+def _recall(count: ClassRecall) -> float:
+    return count.correct / count.rows if count.rows else 0.0
+
+
+def _interval(count: ClassRecall, confidence: float) -> Interval:
+    return wilson_interval(count.correct / count.design_effect, count.rows / count.design_effect, confidence)
+
+
+def _not_worse(name: str, title: str, paired: PairedOutcome, margin: float, level: Level) -> CheckResult:
     """Tango's test of "at least as good, but for the margin"."""
     gained, lost, rows = paired.only_challenger_right, paired.only_champion_right, paired.rows
     value = (gained - lost) / rows if rows else 0.0
-    bound = lower_bound(paired, level)
+    bound = lower_bound(paired, level.now)
     passed = bound >= -margin
-    conclusive = passed or upper_bound(paired, level) < -margin
-    needed = None
+    conclusive = passed or upper_bound(paired, level.now) < -margin
+    more = None
     if rows and not conclusive:
-        needed = rows_needed(gained=gained / rows, lost=lost / rows, margin=margin, level=level)
-    more = _more_rows(needed, rows)
-    measured = f"{100 * value:+.1f} points on {rows} rows, surely above {100 * bound:+.1f}" if rows else "no rows"
+        needed = rows_needed(gained=gained / rows, lost=lost / rows, margin=margin, level=level.later)
+        more = _more_rows(needed, rows, paired.design_effect)
+    told = f"{100 * value:+.1f} points on {rows} rows, surely above {100 * bound:+.1f}" if rows else "no rows"
+    if paired.design_effect >= 1.1:
+        told += f" (in groups, so that they tell as much as {rows / paired.design_effect:.0f} single ones)"
     return CheckResult(
         name=name,
         passed=passed,
@@ -115,18 +132,25 @@ def _not_worse(name: str, title: str, paired: PairedOutcome, margin: float, leve
         value=value,
         bound=bound,
         threshold=-margin,
-        sentence=f"{title}: {measured}; at most {100 * margin:.1f} may be lost.{_say_more(more)}",
+        sentence=f"{title}: {told}; at most {100 * margin:.1f} may be lost.{_say_more(more)}",
         rows_to_decide=more,
+        within_reach=lower_bound(_best(paired), level.now) >= -margin,
     )
 
 
-def _more_rows(needed: int | None, rows: int) -> int | None:
-    """At these rates the check fails with the rows that there are, so that it needs more than these."""
-    return None if needed is None else max(1, needed - rows)
+def _best(paired: PairedOutcome) -> PairedOutcome:
+    """What a challenger that is always right would have on these rows."""
+    right, wrong = paired.both_right + paired.only_champion_right, paired.both_wrong + paired.only_challenger_right
+    return PairedOutcome(both_right=right, only_challenger_right=wrong, design_effect=paired.design_effect)
+
+
+def _more_rows(needed: int | None, rows: int, design_effect: float) -> int | None:
+    """At these rates the check is open with the rows that there are, so that it needs more than these."""
+    return None if needed is None else max(1, round(needed * design_effect) - rows)
 
 
 def _say_more(rows: int | None) -> str:
     """The number with two digits: the rates that it rests on are no better known."""
     if rows is None:
         return ""
-    return f" About {int(float(f'{rows:.2g}')):,} more labelled images in this holdout would decide."
+    return f" About {int(float(f'{rows:.2g}')):,} more rows of this holdout would decide."

@@ -9,10 +9,11 @@ check passes it (intersection-union; Berger, "Multiparameter hypothesis testing 
 24 (1982)). *Several attempts* do: any of them may be the lucky one. Rungs of a ladder share what their run may spend
 (Bonferroni).
 
-*Runs on one window* share alpha: each spends nine tenths of what those before it have left, so that any number of them
-spends less than all of it. Dividing by the number of attempts so far would not do: that adds up to 1 + 1/2 + 1/3 + ...
-times alpha. A run that passed does not count: if its challenger was bad, that was the one mistake that alpha allows; if
-it was good, nothing was tried in vain. So one that is killed between verdict and promotion costs the next one nothing.
+*Runs on one window*, or on windows that share rows (a folder that only grows), share alpha: each spends nine tenths of
+what those before it have left, so that any number of them spends less than all of it. Dividing by the number of
+attempts so far would not do: that adds up to 1 + 1/2 + 1/3 + ... times alpha. A run that passed does not count: if its
+challenger was bad, that was the one mistake that alpha allows; if it was good, nothing was tried in vain. So one that
+is killed between verdict and promotion costs the next one nothing.
 
 *Runs against one anchor* share alpha, too, promoted or not: run number r spends alpha / (r (r + 1)), which adds up to
 alpha, and more slowly than tenths, for there are many such runs. Each challenger starts from a champion that was lucky
@@ -23,7 +24,7 @@ window after window, too, but there the luck is the champion's, and makes the co
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 # The first run is nearly always the only one, and shall lose little: to spend nine tenths costs it 4 % more rows, to
 # spend a half would cost 27 %. The second run then needs 1.7 times as many rows, the third 2.3 times.
@@ -33,12 +34,21 @@ MOST_COUNTED = 8
 
 
 @dataclass(frozen=True, kw_only=True)
+class Level:
+    """Chance, at most, that an attempt passes a model at a margin, in (0, alpha): of this attempt, and of one of the
+    next run on the same rows and more, which is what a hold waits for."""
+
+    now: float
+    later: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Looks:
     """How often the same rows are looked at.
 
     Attributes:
         rungs: Attempts of the run's plan, from 1.
-        same_window: Runs that were judged on the same window before, and did not pass.
+        same_window: Runs that were judged on rows of the same window before, and did not pass.
         same_anchor: Runs that were judged against the same anchor before.
     """
 
@@ -46,22 +56,28 @@ class Looks:
     same_window: int = 0
     same_anchor: int = 0
 
-    def level(self, alpha: float) -> float:
-        """Level at which each attempt is judged, in (0, alpha)."""
-        return self._window_share(alpha) / self.rungs
+    def level(self, alpha: float) -> Level:
+        """Level at which each attempt is judged."""
+        return Level(now=self._window_share(alpha) / self.rungs, later=self._later._window_share(alpha) / self.rungs)
 
-    def anchor_level(self, alpha: float) -> float:
-        """Level at which each attempt is judged against the anchor, in (0, alpha)."""
-        return self._anchor_share(alpha) / self.rungs
+    def anchor_level(self, alpha: float) -> Level:
+        """Level at which each attempt is judged against the anchor."""
+        return Level(now=self._anchor_share(alpha) / self.rungs, later=self._later._anchor_share(alpha) / self.rungs)
+
+    @property
+    def _later(self) -> Looks:
+        return replace(self, same_window=self.same_window + 1, same_anchor=self.same_anchor + 1)
 
     def describe(self, alpha: float, *, anchored: bool) -> str:
         """The same for a reader: the levels, and what they come from."""
         ladder = f"{self.rungs} attempts share" if self.rungs > 1 else "one attempt has"
-        told = f"Judged at a level of {_percent(self.level(alpha))}: {ladder} {_percent(self._window_share(alpha))}"
+        told = f"Judged at a level of {_percent(self.level(alpha).now)}: {ladder} {_percent(self._window_share(alpha))}"
         if self.same_window:
             told += f" of {_percent(alpha)}, after {_runs(self.same_window)} on this window"
         if anchored:
-            told += f"; the budget at {_percent(self.anchor_level(alpha))}, after {_runs(self.same_anchor)} against it"
+            told += (
+                f"; the budget at {_percent(self.anchor_level(alpha).now)}, after {_runs(self.same_anchor)} against it"
+            )
         return f"{told}."
 
     def _window_share(self, alpha: float) -> float:

@@ -41,9 +41,10 @@ def paired_score(outcome: PairedOutcome, difference: float) -> float:
         Positive where the rows speak for a larger difference; +-inf where the hypothesis leaves no variance.
 
     Source:
-        Tango (1998), see `lost_share`.
+        Tango (1998), see `lost_share`. Rows that come in groups count as fewer: Rao and Scott (1992), see
+        `evaluate/clusters.py`.
     """
-    n, gained, lost = outcome.rows, outcome.only_challenger_right, outcome.only_champion_right
+    n, gained, lost = outcome.changes
     assert n > 0, "a score needs rows"
     variance = n * (2 * lost_share(gained / n, lost / n, difference) + difference * (1 - difference))
     excess = gained - lost - n * difference
@@ -59,8 +60,8 @@ def lower_bound(outcome: PairedOutcome, alpha: float) -> float:
         outcome: Paired answers.
         alpha: The chance, at most, that the true difference is below the bound; in (0, 0.5).
 
-    The chance is that of a normal approximation: with 200 rows or more it was exceeded by a fortieth of itself at most
-    (5.1 % for 5 %), with 50 or 100 by an eighth; `benchmarks/gate.py` adds up all tables.
+    The chance is that of a normal approximation: with 200 independent rows or more it was exceeded by a fortieth of
+    itself at most (5.1 % for 5 %), with 50 or 100 by an eighth; `benchmarks/gate.py` adds up all tables.
     """
     if outcome.rows == 0:
         return -1.0

@@ -17,7 +17,8 @@ CLOSEST = 1e-9  # a difference as close to its margin as this is at the margin, 
 
 
 def rows_needed(*, gained: float, lost: float, margin: float, level: float, power: float = POWER) -> int | None:
-    """Rows with which a challenger passes the check "not worse by more than the margin" with a chance of `power`.
+    """Rows that decide the check "not worse by more than the margin" with a chance of `power`: for the challenger where
+    its true difference is above the margin, against it where that is below.
 
     Args:
         gained: Share of rows that only the challenger has right, in [0, 1].
@@ -27,7 +28,7 @@ def rows_needed(*, gained: float, lost: float, margin: float, level: float, powe
         power: In [0.5, 1).
 
     Returns:
-        At least 1; None where the true difference, `gained - lost`, is at the margin or beyond it: no number helps.
+        At least 1; None where the true difference, `gained - lost`, is at the margin: no number helps.
 
     Source:
         (z_level * sd under the margin + z_power * sd under the truth)^2 / distance^2, the first sd as in Tango (1998):
@@ -37,7 +38,7 @@ def rows_needed(*, gained: float, lost: float, margin: float, level: float, powe
     """
     if margin >= 1:
         return 1
-    if gained - lost + margin <= CLOSEST:
+    if abs(gained - lost + margin) <= CLOSEST:
         return None
     return max(1, ceil(_rows(gained, lost, margin, level, power)))
 
@@ -76,7 +77,7 @@ def smallest_margin(*, rows: int, discordance: float, level: float, power: float
 
 
 def rows_for_accuracy(*, accuracy: float, threshold: float, level: float, power: float = POWER) -> int | None:
-    """Rows with which a model of this accuracy passes the check "at least `threshold`" with a chance of `power`.
+    """Rows that decide the check "at least `threshold`" of a model of this accuracy with a chance of `power`.
 
     Args:
         accuracy: In [0, 1].
@@ -85,13 +86,13 @@ def rows_for_accuracy(*, accuracy: float, threshold: float, level: float, power:
         power: In [0.5, 1).
 
     Returns:
-        At least 1; None where the accuracy is at the threshold or below it.
+        At least 1; None where the accuracy is at the threshold.
 
     Source:
         Size of the score test of a proportion, which Wilson's interval belongs to.
     """
     distance = accuracy - threshold
-    if distance <= CLOSEST:
+    if abs(distance) <= CLOSEST:
         return None
     z = NormalDist()
     at_threshold, at_truth = sqrt(threshold * (1 - threshold)), sqrt(accuracy * (1 - accuracy))

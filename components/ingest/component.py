@@ -20,9 +20,10 @@ def ingest(config: str, run_id: str, source: str, strategy: str, summary: dsl.Ou
     Returns:
         The window's id. The same images give the same id.
     """
+    from components.core.markdown import plain
     from components.ingest import step
 
     document = step.run(config, run_id, source, strategy)
     with open(summary.path, "w") as file:
-        file.write(document.sentence)
+        file.write(plain(document.sentence))
     return document.word

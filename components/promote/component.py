@@ -25,11 +25,12 @@ def promote(
     Returns:
         promoted, waiting for approval in manual mode, or held where another run promoted first.
     """
+    from components.core.markdown import plain
     from components.promote import step
 
     outcome = step.promote(config, run_id, window, challenger, rung)
     with open(summary.path, "w") as file:
-        file.write(outcome.sentence)
+        file.write(plain(outcome.sentence))
     return outcome.word
 
 
@@ -48,9 +49,10 @@ def record(config: str, run_id: str, window: str, word: str, rung: int, summary:
     Returns:
         skipped, quarantined, rejected or held.
     """
+    from components.core.markdown import plain
     from components.promote import step
 
     outcome = step.record_outcome(config, run_id, window, word, rung)
     with open(summary.path, "w") as file:
-        file.write(outcome.sentence)
+        file.write(plain(outcome.sentence))
     return outcome.word

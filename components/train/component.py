@@ -31,6 +31,7 @@ def train(
     Returns:
         The challenger's version.
     """
+    from components.core.markdown import plain
     from components.train import step
 
     trained = step.run(config, run_id, window, rung)
@@ -39,5 +40,5 @@ def train(
     metrics.log_metric("images_per_second", trained.images_per_second)
     metrics.log_metric("loss", trained.losses[-1])
     with open(summary.path, "w") as file:
-        file.write(trained.sentence)
+        file.write(plain(trained.sentence))
     return trained.word

@@ -145,7 +145,7 @@ def judged(challenger: str, old_before: int, old_after: int) -> Evaluation:
             both_wrong=100 - max(before, after),
         )
         return HoldoutScores(
-            rows=100, correct=after, paired=paired, new_classes={}, classes=("cat",), confusion=((100,),)
+            rows=100, correct=after, paired=paired, new_classes={}, classes=("cat",), confusion=({0: 100},)
         )
 
     return Evaluation(champion="x", challenger=challenger, old=scores(old_before, old_after), new=scores(80, 90))

@@ -6,9 +6,11 @@ from components.core.config import GateConfig
 from components.core.contracts import ClassRecall, Evaluation, HoldoutScores, PairedOutcome
 from components.gate.checks import accurate_enough, keeps_new, keeps_old, learns_new_classes
 from components.gate.judgement import judge
+from components.gate.levels import Level
+from components.gate.noninferiority import lower_bound
 
 CONFIG = GateConfig()
-LEVEL = 0.05  # z = 1.645
+LEVEL = Level(now=0.05, later=0.05)  # z = 1.645
 
 
 def holdout(
@@ -38,7 +40,7 @@ def holdout(
             name: ClassRecall(rows=new_rows, correct=round(share * new_rows)) for name, share in (recall or {}).items()
         },
         classes=("a", "b"),
-        confusion=((0, 0), (0, 0)),
+        confusion=({}, {}),
     )
 
 
@@ -63,21 +65,21 @@ EMPTY = holdout(0, 0)
         pytest.param(UNDECIDED, BETTER, "hold", "escalate", id="too few old rows"),
         pytest.param(BETTER, UNDECIDED, "hold", "escalate", id="too few new rows"),
         pytest.param(UNDECIDED, CLEARLY_WORSE, "reject", "escalate", id="one certain failure rejects"),
-        pytest.param(EMPTY, BETTER, "hold", "escalate", id="old holdout empty"),
-        pytest.param(BETTER, EMPTY, "hold", "escalate", id="new holdout empty"),
-        pytest.param(EMPTY, EMPTY, "hold", "escalate", id="both empty"),
+        pytest.param(EMPTY, BETTER, "hold", "hold", id="old holdout empty"),
+        pytest.param(BETTER, EMPTY, "hold", "hold", id="new holdout empty"),
+        pytest.param(EMPTY, EMPTY, "hold", "hold", id="both empty"),
         pytest.param(GOOD, holdout(600, 1000), "reject", "escalate", id="not accurate enough"),
         pytest.param(GOOD, holdout(705, 1000), "hold", "escalate", id="perhaps accurate enough"),
         pytest.param(GOOD, holdout(950, 1000, recall={"c": 0.6}), "promote", "promote", id="new class learnt"),
-        pytest.param(GOOD, holdout(950, 1000, recall={"c": 0.9, "d": 0.4}), "reject", "escalate", id="one not learnt"),
+        pytest.param(GOOD, holdout(950, 1000, recall={"c": 0.9, "d": 0.3}), "reject", "escalate", id="one not learnt"),
         pytest.param(GOOD, holdout(95, 100, paired_rows=0, recall={"c": 0.95}), "promote", "promote", id="new only"),
         pytest.param(
             GOOD, holdout(950, 1000, recall={"c": 0.4}, new_rows=5), "hold", "escalate", id="perhaps not learnt"
         ),
         pytest.param(
-            GOOD, holdout(950, 1000, recall={"c": 0.0}, new_rows=0), "hold", "escalate", id="new class without rows"
+            GOOD, holdout(950, 1000, recall={"c": 0.0}, new_rows=0), "hold", "hold", id="new class without rows"
         ),
-        pytest.param(holdout(50, 50, lost=1), GOOD, "hold", "escalate", id="one row of 50 lost"),
+        pytest.param(holdout(50, 50, lost=1), GOOD, "hold", "hold", id="50 rows show nothing"),
         pytest.param(holdout(940, 1000, lost=60), GOOD, "reject", "escalate", id="60 rows of 1,000 lost"),
     ],
 )
@@ -112,12 +114,48 @@ def test_accuracy_is_judged_by_its_lower_bound() -> None:
     assert not check.conclusive
 
 
-def test_least_accuracy_zero_is_always_reached() -> None:
-    check = accurate_enough(
-        evaluation(None, EMPTY, champion=None), CONFIG.model_copy(update={"min_accuracy": 0.0}), LEVEL
-    )
+@pytest.mark.parametrize(("new", "passed"), [(holdout(0, 1), True), (EMPTY, False)])
+def test_least_accuracy_zero_is_reached_by_whatever_was_measured(new: HoldoutScores, passed: bool) -> None:
+    config = CONFIG.model_copy(update={"min_accuracy": 0.0})
+    check = accurate_enough(evaluation(None, new, champion=None), config, LEVEL)
     assert check is not None
-    assert check.passed
+    assert check.passed is passed
+
+
+def test_a_rung_that_no_model_could_pass_is_not_climbed() -> None:
+    # All right, and 100 rows without a discordant one leave the bound at -z^2 / (100 + z^2) = -2.6 points.
+    perfect = holdout(100, 100).model_copy(update={"paired": PairedOutcome(both_right=100)})
+    verdict = judge(evaluation(GOOD, perfect), CONFIG, higher_rung_left=True)
+    assert (verdict.verdict, [c.within_reach for c in verdict.checks if not c.passed]) == ("hold", [False])
+    few_wrong = holdout(90, 100).model_copy(update={"paired": PairedOutcome(both_right=90, both_wrong=10)})
+    assert judge(evaluation(GOOD, few_wrong), CONFIG, higher_rung_left=True).verdict == "escalate"
+
+
+def test_rows_of_groups_count_as_fewer() -> None:
+    alone = PairedOutcome(both_right=1000, only_challenger_right=4, only_champion_right=4)
+    single, grouped = (
+        keeps_old(evaluation(holdout(950, 1000).model_copy(update={"paired": paired}), GOOD), CONFIG, LEVEL)
+        for paired in (alone, alone.model_copy(update={"design_effect": 4.0}))
+    )
+    assert single is not None
+    assert grouped is not None
+    assert (single.passed, grouped.passed, grouped.conclusive) == (True, False, False)
+    quarter = PairedOutcome(both_right=250, only_challenger_right=1, only_champion_right=1)
+    assert grouped.bound == pytest.approx(lower_bound(quarter, LEVEL.now))
+    assert "tell as much as 252 single ones" in grouped.sentence
+
+
+def test_one_of_many_new_classes_fails_for_certain_less_easily() -> None:
+    one = {"c": ClassRecall(rows=20, correct=5)}
+    many = {**one, **{f"c{n}": ClassRecall(rows=20, correct=20) for n in range(99)}}
+    alone, among = (
+        learns_new_classes(evaluation(GOOD, GOOD.model_copy(update={"new_classes": counts})), CONFIG, LEVEL)
+        for counts in (one, many)
+    )
+    assert alone is not None
+    assert among is not None
+    assert (alone.passed, alone.conclusive) == (False, True)
+    assert (among.passed, among.conclusive) == (False, False)
 
 
 def test_old_check_states_estimate_bound_and_threshold() -> None:

@@ -170,7 +170,7 @@ def test_calibration_is_not_checked_where_nothing_is_asked_or_there_is_no_champi
 
 
 def cost(size: int = 100, seconds: float = 0.01, device: str = "cpu") -> ModelCost:
-    return ModelCost(bytes=size, flops=None, latency={"0.5": seconds / 2, "0.95": seconds}, device=device)
+    return ModelCost(bytes=size, flops=None, latency={"0.5": seconds}, turns=(seconds,) * 50, device=device)
 
 
 def costs(champion: ModelCost, challenger: ModelCost) -> Evaluation:
@@ -183,12 +183,25 @@ def test_latency_is_limited_by_the_champions(seconds: float, passed: bool) -> No
     check = stays_fast(costs(cost(), cost(seconds=seconds)), config)
     assert check is not None
     assert (check.passed, check.conclusive) == (passed, True)
-    assert (check.value, check.threshold) == (-seconds, pytest.approx(-0.015))
+    assert (check.value, check.threshold) == (pytest.approx(-100 * seconds), -1.5)
 
 
-def test_latencies_of_two_devices_do_not_compare() -> None:
+def test_a_slower_median_must_be_certain_and_bursts_are_none() -> None:
+    # Of 20 turns 5 or fewer lie below the median with a chance of 2.1 %, 6 or fewer of 5.8 %: the bound is the 7th.
     config = CONFIG.model_copy(update={"max_latency_ratio": 1.5})
-    assert stays_fast(costs(cost(), cost(seconds=9.0, device="cuda")), config) is None
+    before = cost().model_copy(update={"turns": (1.0,) * 20})
+
+    def passes(slow: int) -> bool:
+        now = cost().model_copy(update={"turns": (1.0,) * (20 - slow) + (9.0,) * slow})
+        check = stays_fast(costs(before, now), config)
+        assert check is not None
+        return check.passed
+
+    assert [passes(slow) for slow in (0, 10, 13, 14, 15, 20)] == [True, True, True, False, False, False]
+
+
+def test_latency_that_was_not_measured_is_not_checked() -> None:
+    config = CONFIG.model_copy(update={"max_latency_ratio": 1.5})
     bare = ModelCost(bytes=1, flops=None, latency={}, device="cpu")
     assert stays_fast(costs(bare, bare), config) is None
 

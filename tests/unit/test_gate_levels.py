@@ -18,30 +18,30 @@ from components.gate.levels import Looks, holm
     ],
 )
 def test_a_run_spends_nine_tenths_of_what_is_left_and_its_rungs_share_it(looks: Looks, level: float) -> None:
-    assert looks.level(0.05) == pytest.approx(level)
+    assert looks.level(0.05).now == pytest.approx(level)
 
 
 @pytest.mark.parametrize(("earlier", "level"), [(0, 0.025), (1, 0.05 / 6), (2, 0.05 / 12), (9, 0.05 / 110)])
 def test_a_run_against_the_anchor_spends_a_share_that_falls_with_its_number(earlier: int, level: float) -> None:
-    assert Looks(same_anchor=earlier).anchor_level(0.05) == pytest.approx(level)
-    assert Looks(rungs=2, same_anchor=earlier).anchor_level(0.05) == pytest.approx(level / 2)
+    assert Looks(same_anchor=earlier).anchor_level(0.05).now == pytest.approx(level)
+    assert Looks(rungs=2, same_anchor=earlier).anchor_level(0.05).now == pytest.approx(level / 2)
 
 
 def test_all_runs_together_spend_no_more_than_alpha() -> None:
     ladders = [1, 3, 2, 2, 1, 3, 1, 1, 2]
-    window = sum(rungs * Looks(rungs=rungs, same_window=i).level(0.05) for i, rungs in enumerate(ladders))
+    window = sum(rungs * Looks(rungs=rungs, same_window=i).level(0.05).now for i, rungs in enumerate(ladders))
     assert 0.0499 < window < 0.05
-    anchor = accumulate(2 * Looks(rungs=2, same_anchor=i).anchor_level(0.05) for i in range(1000))
+    anchor = accumulate(2 * Looks(rungs=2, same_anchor=i).anchor_level(0.05).now for i in range(1000))
     assert all(spent < 0.05 for spent in anchor)
 
 
 def test_looks_at_one_do_not_cost_the_other() -> None:
-    assert Looks(same_anchor=30).level(0.05) == Looks().level(0.05)
-    assert Looks(same_window=3).anchor_level(0.05) == Looks().anchor_level(0.05)
+    assert Looks(same_anchor=30).level(0.05).now == Looks().level(0.05).now
+    assert Looks(same_window=3).anchor_level(0.05).now == Looks().anchor_level(0.05).now
 
 
 def test_a_level_stays_above_zero_however_often_a_window_is_looked_at() -> None:
-    assert Looks(rungs=3, same_window=10_000).level(0.05) > 1e-11
+    assert Looks(rungs=3, same_window=10_000).level(0.05).now > 1e-11
 
 
 def test_level_is_told_with_what_it_comes_from() -> None:

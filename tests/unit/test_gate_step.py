@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from math import ceil
 from pathlib import Path
+from statistics import NormalDist
 
 import pytest
 import yaml
@@ -16,7 +18,6 @@ from components.core.contracts import (
     PairedOutcome,
     RunParameters,
     StepDocument,
-    Verdict,
     VerdictWord,
     WindowDocument,
 )
@@ -25,6 +26,7 @@ from components.core.recipes import RECIPES
 from components.core.runs import Run, StepRecord
 from components.core.storage import open_store
 from components.gate import step
+from components.gate.looks import count_looks, note_look
 
 SAME = PairedOutcome(both_right=400)
 
@@ -55,7 +57,15 @@ def window(name: str) -> WindowDocument:
     )
 
 
-def begin(config_path: Path, run_id: str, *, window_id: str = "w", anchor: str | None = None, model: str = "m") -> Run:
+def begin(
+    config_path: Path,
+    run_id: str,
+    *,
+    window_id: str = "w",
+    anchor: str | None = None,
+    model: str = "m",
+    rows: tuple[str, ...] = (),
+) -> Run:
     """A run of two rungs that has been evaluated."""
     config = load_config(config_path)
     run = Run(open_store(config.store), run_id)
@@ -77,6 +87,7 @@ def begin(config_path: Path, run_id: str, *, window_id: str = "w", anchor: str |
             old=scores,
             new=scores,
             anchor=AnchorScores(version=anchor, paired=SAME) if anchor else None,
+            sample=rows or (window_id,),
         )
         file(run, f"evaluate-{rung}", judged)
     return run
@@ -85,7 +96,7 @@ def begin(config_path: Path, run_id: str, *, window_id: str = "w", anchor: str |
 def end(run: Run, *words: VerdictWord) -> None:
     """Judged once for each word."""
     for rung, word in enumerate(words, start=1):
-        file(run, f"gate-{rung}", Verdict(verdict=word, challenger="b", champion="a", checks=()))
+        note_look(run, run.need(f"evaluate-{rung}", Evaluation), passed=word == "promote")
 
 
 def test_first_run_on_a_window_shares_alpha_among_its_rungs(config_path: Path):
@@ -130,17 +141,18 @@ def test_runs_against_the_same_anchor_count_whatever_came_of_them(config_path: P
     end(begin(config_path, "older", window_id="t", anchor="an older one"), "hold")
     end(begin(config_path, "none", window_id="s"), "hold")
     run = begin(config_path, "now", anchor="root")
-    looks = step.count_looks(run, run.need("evaluate-1", Evaluation), 2)
+    looks = count_looks(run, run.need("evaluate-1", Evaluation), 2)
     assert (looks.rungs, looks.same_window, looks.same_anchor) == (2, 0, 2)
     assert "after 2 earlier runs against it" in step.run(str(config_path), "now", 1).sentence
 
 
 def test_a_run_that_cannot_be_read_stops_no_verdict(config_path: Path, caplog: pytest.LogCaptureFixture):
     broken = begin(config_path, "broken")
-    broken.store.put(broken.key("gate-1.json"), b"{")
+    end(broken, "hold")
+    broken.store.put("looks/m/failed/broken", b"{")
     begin(config_path, "now")
     assert step.run(str(config_path), "now", 1).level == pytest.approx(0.0225)
-    assert "run broken is not counted" in caplog.text
+    assert "looks/m/failed/broken" in caplog.text
 
 
 def test_repeating_the_step_gives_the_verdict_on_record(config_path: Path):
@@ -148,3 +160,32 @@ def test_repeating_the_step_gives_the_verdict_on_record(config_path: Path):
     first = step.run(str(config_path), "one", 1)
     end(begin(config_path, "two"), "hold")
     assert step.run(str(config_path), "one", 1) == first
+
+
+def test_windows_that_share_rows_are_looked_at_together(config_path: Path):
+    end(begin(config_path, "small", window_id="a", rows=("1", "2")), "hold")
+    end(begin(config_path, "grown", window_id="ab", rows=("1", "3", "4")), "hold")
+    end(begin(config_path, "other", window_id="c", rows=("8", "9")), "hold")
+    begin(config_path, "now", window_id="abc", rows=("2", "4", "5"))
+    assert "after 2 earlier runs on this window" in step.run(str(config_path), "now", 1).sentence
+
+
+def test_a_repeated_verdict_is_one_look(config_path: Path):
+    run = begin(config_path, "one", anchor="root")
+    for _ in range(2):
+        end(run, "hold")
+    looks = count_looks(run, run.need("evaluate-1", Evaluation), 1)
+    assert (looks.same_window, looks.same_anchor) == (0, 0)
+    looks = count_looks(begin(config_path, "two", anchor="root"), run.need("evaluate-1", Evaluation), 1)
+    assert (looks.same_window, looks.same_anchor) == (1, 1)
+
+
+def test_a_hold_says_how_many_labelled_images_it_waits_for(config_path: Path):
+    end(begin(config_path, "one"), "hold")
+    begin(config_path, "two")
+    verdict = step.run(str(config_path), "two", 2)
+    (rows,) = {check.rows_to_decide for check in verdict.checks if not check.passed}
+    # 400 rows without a discordant one, at the level of a third run, with two rungs: z^2 x 99 rows.
+    assert rows == ceil(NormalDist().inv_cdf(0.05 * 0.9 * 0.01 / 2) ** 2 * 99) - 400
+    assert verdict.images_to_decide == 5 * rows
+    assert verdict.sentence.endswith("more labelled images would decide.")

@@ -76,7 +76,7 @@ def scores(correct: int) -> HoldoutScores:
         ),
         new_classes={},
         classes=("cat",),
-        confusion=((100,),),
+        confusion=({0: 100},),
     )
 
 
