@@ -53,6 +53,7 @@ def answers_of(
         "sha256": [f"{n:064d}" for n in range(count)],
         "label": list(labels),
         "group": [None] * count,
+        "perceptual_hash": [None] * count,
         "source": [f"{label}/{n}.png" for n, label in enumerate(labels)],
         "width": [32] * count,
         "height": [32] * count,
@@ -88,7 +89,7 @@ def test_the_table_holds_all_and_survives_the_file() -> None:
     data = to_parquet(answers.table())
     table = from_parquet(data)
     assert table.column_names == [
-        *("holdout", "window", "sha256", "label", "group", "source", "width", "height", "mean"),
+        *("holdout", "window", "sha256", "label", "group", "perceptual_hash", "source", "width", "height", "mean"),
         *("challenger", "challenger_confidence", "champion", "champion_confidence", "anchor", "anchor_confidence"),
     ]
     assert table["label"].to_pylist() == ["a", "b", "c"]
@@ -333,3 +334,14 @@ def test_an_anchor_without_rows_has_none() -> None:
     anchor = measure_anchor(answers_of("ab", "ab", "ab", "ab"), ("gone",))
     assert anchor is not None
     assert anchor.paired == PairedOutcome()
+
+
+def test_rows_of_one_clip_tell_less_in_every_score() -> None:
+    said = {"labels": "aaaabbbbcccc", "challenger": "bbbbbbbbcccc", "champion": "aaaabbbbaaaa", "known": "ab"}
+    single = measure_holdout(answers_of(**said), EvaluationConfig())
+    grouped = measure_holdout(answers_of(**said, group=list("ppppqqqqrrrr")), EvaluationConfig())
+    assert (single.paired.design_effect, single.design_effect, single.new_classes["c"].design_effect) == (1, 1, 1)
+    assert grouped.paired.design_effect > 3.5
+    assert grouped.design_effect > 3.5
+    assert grouped.by_class["a"].design_effect == grouped.new_classes["c"].design_effect == pytest.approx(4)
+    assert grouped.paired.model_copy(update={"design_effect": 1.0}) == single.paired
