@@ -380,7 +380,8 @@ class GateConfig(Section):
     """Accuracy the challenger must reach on the new holdout (lower bound), whatever the champion does; new classes
     count. 0: it must only have been measured."""
     min_new_class_recall: Fraction = 0.5
-    """Recall the challenger must reach on each class that the champion does not know (point estimate)."""
+    """Recall the challenger must reach on classes that the champion does not know: in their mean, as measured, and no
+    class may miss it for certain."""
     forgetting_budget: Fraction | None = None
     """Accuracy that promotions together may lose against the last version trained from scratch, on the holdout of its
     windows: small losses within the margins add up. None: twice old_margin, which the same rows can tell; 1: not
@@ -441,6 +442,8 @@ class Config(Section):
                     raise ValueError(f"decision.{key} names {name!r}, expected one of {known}")
         if wrong := {"auto", "skip"} & set(self.training.strategies):
             raise ValueError(f"training.strategies: {min(wrong)!r} is no name for a strategy, it means something else")
+        if self.gate.budget < self.gate.old_margin:
+            raise ValueError("gate.forgetting_budget is below gate.old_margin, which a single update may lose")
         if self.gate.max_latency_ratio is not None and not self.evaluation.latency_repeats:
             raise ValueError("gate.max_latency_ratio asks for a latency, and evaluation.latency_repeats is 0")
         if self.training.strategies["retrain"].start != "fresh":

@@ -276,9 +276,11 @@ class DriftReport(StepDocument):
 
 
 class Lineage(Document):
-    """`lineage.json` of a version: where it comes from. `windows` are all it was trained on, oldest first."""
+    """`lineage.json` of a version: where it comes from. `windows` are all it was trained on, oldest first; `anchor` is
+    the last of its ancestors that was trained from scratch, None where it was so itself."""
 
     parent: str | None
+    anchor: str | None = None
     windows: tuple[str, ...]
     strategy: StrategyName
     hyperparameters: Recipe
@@ -442,7 +444,7 @@ class Evaluation(StepDocument):
     """Champion and challenger on the old and on the new holdout. `old` is None where the champion has no other window
     than the current one, or there is no champion. `anchor` is None where the champion is the anchor itself, or there is
     none. `answers` is the key of the Parquet file with what each model said of each row. `sample`: the smallest digests
-    among the new holdout's rows, at most 64: two evaluations that share rows in number share some of these."""
+    among the new holdout's rows, at most 64: evaluations that share many rows share some of these."""
 
     champion: str | None
     challenger: str
@@ -511,7 +513,7 @@ class Evaluation(StepDocument):
 
 
 class CheckResult(Document):
-    """One check of the gate: `passed` when `bound` reaches `threshold` (both in accuracy, larger is better).
+    """One check of the gate: `passed` when `bound` reaches `threshold` (in accuracy, larger is better).
 
     `conclusive` is False where more rows could still turn the answer: neither bound settles it. `rows_to_decide` is how
     many more held-out rows would, with 80 % chance, if the rates stayed what they are; None where none would, or

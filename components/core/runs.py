@@ -11,6 +11,7 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from functools import cached_property
 from typing import Generic, TypeVar
 
 from pydantic import BaseModel, ConfigDict
@@ -48,12 +49,12 @@ class Run:
             )
         self.store, self.run_id = store, run_id
 
-    @property
+    @cached_property
     def config(self) -> Config:
         """The configuration as it was when the run began: an edit in the middle changes nothing."""
         return self._need("config", Config)
 
-    @property
+    @cached_property
     def parameters(self) -> RunParameters:
         """What was asked for when the run began."""
         return self._need("parameters", RunParameters)

@@ -5,15 +5,35 @@ from __future__ import annotations
 from math import sqrt
 from statistics import NormalDist
 
+from scipy.stats import beta
+
 from components.core.contracts import Interval
 
 
-def wilson_interval(successes: float, trials: float, confidence: float) -> Interval:
-    """Two-sided score interval of a proportion, in [0, 1]. [0, 1] when there are no trials.
+def exact_interval(successes: float, trials: float, level: float) -> Interval:
+    """One-sided bounds of a proportion, each at `level`, in [0, 1]: never surer than they say. [0, 1] without trials.
 
     Args:
         successes: In [0, trials].
         trials: Number of rows; not whole where rows that come in groups count as fewer.
+        level: The chance, at most, that the proportion is beyond a bound; in (0, 0.5).
+
+    Source:
+        Clopper and Pearson, "The use of confidence or fiducial limits", Biometrika 26 (1934).
+    """
+    missed = trials - successes
+    return Interval(
+        lower=float(beta.ppf(level, successes, missed + 1)) if successes else 0.0,
+        upper=float(beta.ppf(1 - level, successes + 1, missed)) if missed else 1.0,
+    )
+
+
+def wilson_interval(successes: int, trials: int, confidence: float) -> Interval:
+    """Two-sided score interval of a proportion, in [0, 1]. [0, 1] when there are no trials.
+
+    Args:
+        successes: In [0, trials].
+        trials: Number of rows.
         confidence: Coverage, in (0, 1).
 
     Source:

@@ -21,8 +21,10 @@ def find_anchor(registry: Registry, champion: str) -> tuple[str, Lineage] | None
     Raises:
         IntegrityError: The champion itself is not what was written.
     """
-    registry.lineage(champion)
+    own = registry.lineage(champion)
     try:
+        if own.anchor:
+            return own.anchor, registry.lineage(own.anchor)
         for version, lineage in registry.ancestors(champion):
             if lineage.hyperparameters.start == "fresh":
                 return None if version == champion else (version, lineage)

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 # How many groups' worth of doubt an estimate from few groups is given. Without, a holdout of few groups on which both
-# models agree looks as sure as one of as many single rows; with 10, `benchmarks/gate.py` keeps its promise.
-DOUBT = 10
+# models agree looks as sure as one of as many single rows; with 25, `benchmarks/gate.py` keeps its promise.
+DOUBT = 25
 
 
 def design_effect(values: Tensor, groups: Tensor) -> float:

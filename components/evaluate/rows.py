@@ -42,7 +42,7 @@ def read_holdout(
 def sample_rows(rows: pa.Table) -> tuple[str, ...]:
     """The smallest digests among the new holdout's rows, at most SAMPLE, each of 16 hexadecimal characters.
 
-    Of two windows that share a tenth of their rows, these share some but for a chance of 1 in 800 or less.
+    Of two windows, these share about as large a part as the windows share of what both have together.
 
     Source:
         Broder, "On the resemblance and containment of documents", SEQUENCES 1997: the bottom-k sketch.

@@ -2,7 +2,7 @@
 
 A guard fails only for certain harm and passes what cannot be told, the other way round than `checks`. So it needs few
 rows, it adds no chance of promoting a model that is worse than a margin, and alpha is not divided among attempts: it is
-the chance, at most, of turning down a challenger that harmed nothing beyond the limit.
+about the chance of turning down a challenger that harmed nothing beyond the limit.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def spares_classes(evaluation: Evaluation, config: GateConfig) -> CheckResult | 
 
     To show instead that *no* class lost more would take thousands of rows of each class: 10 classes with the default
     margins of a holdout as a whole need ten times its rows. Score test of each class of each holdout, corrected by Holm
-    over all of them. Where all classes are exactly at the margin, the normal approximation rejects up to 2.5 times as
+    over all of them. Where all classes are exactly at the margin, the normal approximation rejects up to 2.4 times as
     often as alpha says, at 200 rows a class with 10 classes; a class that lost nothing is hardly ever rejected. Few
     rows show little: of 10 classes one must have 8 before even its complete loss is certain, of 1,000 it takes 20.
 
@@ -58,15 +58,15 @@ def stays_calibrated(evaluation: Evaluation, config: GateConfig) -> CheckResult 
     """The expected calibration error on the new holdout did not grow by more than `gate.max_calibration_loss`.
 
     The bound takes the noise of both errors as if they were independent: each is a mean over bins of accuracy less
-    confidence, with a variance of at most accuracy (1 - accuracy) / rows. On the same rows they are not, which makes
-    the guard slower, not stricter than it says.
+    confidence, with a variance, given the confidences, of at most accuracy (1 - accuracy) / rows. On the same rows they
+    are not, which makes the guard slower. Of 20 rows it may be stricter than it says.
     """
     scores, limit = evaluation.new, config.max_calibration_loss
     before, now = scores.champion_calibration_error, scores.calibration_error
     first, second = scores.paired.champion_accuracy, scores.paired.challenger_accuracy
     if limit is None or before is None or now is None or first is None or second is None:
         return None
-    rows, *_ = scores.paired.changes
+    rows = scores.paired.rows / max(scores.design_effect, scores.paired.design_effect)
     noise = sqrt((first * (1 - first) + second * (1 - second)) / rows)
     bound = before - now + NormalDist().inv_cdf(1 - config.alpha) * noise
     return CheckResult(
@@ -95,7 +95,8 @@ def stays_fast(evaluation: Evaluation, config: GateConfig) -> CheckResult | None
     if limit is None or before is None or now is None or not now.turns:
         return None
     ratios = sorted(second / first for first, second in zip(before.turns, now.turns, strict=True))
-    least = ratios[int(binom.ppf(config.alpha, len(ratios), 0.5))]  # below the median, but for a chance of alpha
+    below = int(binom.ppf(config.alpha, len(ratios), 0.5)) - 1  # the median is above this one, but for alpha
+    least = ratios[below] if below >= 0 else 0.0  # so few turns show nothing
     return CheckResult(
         name="stays fast",
         passed=least <= limit,

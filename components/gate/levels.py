@@ -11,9 +11,9 @@ check passes it (intersection-union; Berger, "Multiparameter hypothesis testing 
 
 *Runs on one window*, or on windows that share rows (a folder that only grows), share alpha: each spends nine tenths of
 what those before it have left, so that any number of them spends less than all of it. Dividing by the number of
-attempts so far would not do: that adds up to 1 + 1/2 + 1/3 + ... times alpha. A run that passed does not count: if its
-challenger was bad, that was the one mistake that alpha allows; if it was good, nothing was tried in vain. So one that
-is killed between verdict and promotion costs the next one nothing.
+attempts so far would not do: that adds up to 1 + 1/2 + 1/3 + ... times alpha. A run whose first attempt passed does not
+count: if its challenger was bad, that was the one mistake that alpha allows; if it was good, nothing was tried in vain.
+So one that is killed between verdict and promotion costs the next one nothing.
 
 *Runs against one anchor* share alpha, too, promoted or not: run number r spends alpha / (r (r + 1)), which adds up to
 alpha, and more slowly than tenths, for there are many such runs. Each challenger starts from a champion that was lucky
@@ -48,7 +48,7 @@ class Looks:
 
     Attributes:
         rungs: Attempts of the run's plan, from 1.
-        same_window: Runs that were judged on rows of the same window before, and did not pass.
+        same_window: Runs that were judged on rows of the same window before, and whose first attempt did not pass.
         same_anchor: Runs that were judged against the same anchor before.
     """
 

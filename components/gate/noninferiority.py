@@ -60,8 +60,8 @@ def lower_bound(outcome: PairedOutcome, alpha: float) -> float:
         outcome: Paired answers.
         alpha: The chance, at most, that the true difference is below the bound; in (0, 0.5).
 
-    The chance is that of a normal approximation: with 200 independent rows or more it was exceeded by a fortieth of
-    itself at most (5.1 % for 5 %), with 50 or 100 by an eighth; `benchmarks/gate.py` adds up all tables.
+    The chance is that of a normal approximation: with 200 independent rows or more it was exceeded by a thirteenth of
+    itself at most (4.8 % for 4.5 %), with 50 or 100 by an eighth; `benchmarks/gate.py` adds up all tables.
     """
     if outcome.rows == 0:
         return -1.0

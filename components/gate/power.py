@@ -51,13 +51,13 @@ def _rows(gained: float, lost: float, margin: float, level: float, power: float)
     return float((root / (gained - lost + margin)) ** 2)
 
 
-def smallest_margin(*, rows: int, discordance: float, level: float, power: float = POWER) -> float | None:
+def smallest_margin(*, rows: float, discordance: float, level: float, power: float = POWER) -> float | None:
     """The smallest margin that a holdout can show to be kept, with a chance of `power`, by a challenger just as good.
 
     In other words the least loss of accuracy that these rows tell from none.
 
     Args:
-        rows: At least 1.
+        rows: At least 1; not whole where rows of groups count as fewer.
         discordance: Share of rows on which one of both is right, in [0, 1].
         level: Level of the check, in (0, 0.5).
         power: In [0.5, 1).

@@ -18,6 +18,7 @@ def run(config_path: str, run_id: str, rung: int) -> Verdict:
 def _judge(record: Run, rung: int) -> Verdict:
     config, evaluation = record.config, record.need(f"evaluate-{rung}", Evaluation)
     rungs = len(record.need("decide", Decision).rungs)
+    note_look(record, evaluation, passed=False)
     verdict = judge(
         evaluation,
         config.gate,
@@ -25,5 +26,6 @@ def _judge(record: Run, rung: int) -> Verdict:
         looks=count_looks(record, evaluation, max(rung, rungs)),
         holdout_fraction=config.ingest.holdout_fraction,
     )
-    note_look(record, evaluation, passed=verdict.verdict == "promote")
+    if rung == 1 and verdict.verdict == "promote":
+        note_look(record, evaluation, passed=True)
     return verdict

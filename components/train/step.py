@@ -84,6 +84,7 @@ def _files(job: Job, outcome: Outcome, model: Classifier) -> dict[str, bytes]:
     config, spec = job.config, outcome.spec
     lineage = Lineage(
         parent=job.decision.champion,
+        anchor=_anchor(job, outcome),
         windows=(*job.decision.old_windows, job.window),
         strategy=job.plan.strategy,
         hyperparameters=outcome.recipe,
@@ -103,6 +104,15 @@ def _files(job: Job, outcome: Outcome, model: Classifier) -> dict[str, bytes]:
     if outcome.recipe.ewc:
         files[FISHER] = save_tensors(_fisher(job, outcome, model))
     return files
+
+
+def _anchor(job: Job, outcome: Outcome) -> str | None:
+    """The last version trained from scratch before this one; None where this one is."""
+    champion = job.decision.champion
+    if champion is None or outcome.recipe.start == "fresh":
+        return None
+    before = job.registry.lineage(champion)
+    return champion if before.hyperparameters.start == "fresh" else before.anchor
 
 
 def _exemplars(job: Job, outcome: Outcome, model: Classifier) -> pa.Table:
