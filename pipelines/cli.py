@@ -186,6 +186,18 @@ def rollback(
 
 
 @app.command()
+def gc(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list what would go.")] = False,
+    config: ConfigPath = DEFAULT_CONFIG,
+    as_json: AsJson = False,
+) -> None:
+    """Delete versions, checkpoints and unfinished writes that nobody needs any more (section retention)."""
+    from pipelines.garbage import print_garbage
+
+    print_garbage(config, dry_run=dry_run, as_json=as_json)
+
+
+@app.command()
 def report(
     config: ConfigPath = DEFAULT_CONFIG,
     output: Annotated[Path, typer.Option("--output", "-o", help="The HTML file to write.")] = Path("report.html"),
