@@ -417,9 +417,9 @@ class ReportConfig(Section):
 class RetentionConfig(Section):
     """What `retrain gc` keeps. Windows, run records and the ledger always stay."""
 
-    champions: Annotated[int, Field(ge=1)] = 5
+    champions: Annotated[int, Field(ge=2)] = 5
     """Champions that stay, the last ones, each with its ancestors down to the last full retrain: what can be rolled
-    back to."""
+    back to. Two at least: there is always a way back."""
     grace_days: Annotated[float, Field(ge=1)] = 14.0
     """Nothing goes that was written to within so many days. Longer than the longest run, whose steps may take a day
     each, three attempts and the wait for a GPU included."""
