@@ -167,6 +167,37 @@ def release(
 
 
 @app.command()
+def rollback(
+    reason: Annotated[str, typer.Option(help="Why; goes into the ledger with your name.")],
+    to: Annotated[
+        str | None,
+        typer.Option(help="A version that was champion before; the start of its id. Default: the one before this one."),
+    ] = None,
+    unscored: Annotated[
+        bool, typer.Option("--unscored", help="Do not score it first; goes into the ledger too.")
+    ] = False,
+    config: ConfigPath = DEFAULT_CONFIG,
+    as_json: AsJson = False,
+) -> None:
+    """Make a former champion the champion again: verified, loaded and scored before; one record in the ledger."""
+    from pipelines.rollback import print_rollback
+
+    print_rollback(config, to, reason, unscored=unscored, as_json=as_json)
+
+
+@app.command()
+def gc(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list what would go.")] = False,
+    config: ConfigPath = DEFAULT_CONFIG,
+    as_json: AsJson = False,
+) -> None:
+    """Delete versions, checkpoints and unfinished writes that nobody needs any more (section retention)."""
+    from pipelines.garbage import print_garbage
+
+    print_garbage(config, dry_run=dry_run, as_json=as_json)
+
+
+@app.command()
 def report(
     config: ConfigPath = DEFAULT_CONFIG,
     output: Annotated[Path, typer.Option("--output", "-o", help="The HTML file to write.")] = Path("report.html"),

@@ -46,7 +46,7 @@ class WaitingRun:
 
 def print_status(config_path: Path, *, as_json: bool) -> None:
     """Print the state of a model: JSON with one object, or tables."""
-    config, store = _open(config_path)
+    config, store = open_configured(config_path)
     records = Registry(store, config.model).ledger()
     champion = Registry(store, config.model).champion()
     told = [(run, read_report(run)) for run in model_runs(store, config)]
@@ -202,12 +202,10 @@ def release(config_path: Path, window: str, reason: str) -> str:
     Raises:
         ConfigurationError: There is not exactly one such window in quarantine, or the reason is empty.
     """
-    if not reason.strip():
-        raise ConfigurationError("an empty reason", expected="why it may pass", next_command="--reason 'new camera'")
-    config, store = _open(config_path)
-    store.check_reachable(write=True)
-    actor = _user()
-    record = release_window(store, config.model, config.dataset, window, actor=actor, reason=reason.strip())
+    reason = need_reason(reason, example="new camera")
+    config, store = open_configured(config_path, write=True)
+    actor = user()
+    record = release_window(store, config.model, config.dataset, window, actor=actor, reason=reason)
     return (
         f"window {record.window} released by {actor} (ledger record {record.number}); next: retrain run {record.window}"
     )
@@ -222,14 +220,10 @@ def approve(config_path: Path, run_name: str, reason: str) -> str:
         ConfigurationError: There is not exactly one such run, the reason is empty; see `approve_run` for the others.
         IntegrityError: The challenger's files are not what was written.
     """
-    if not reason.strip():
-        raise ConfigurationError(
-            "an empty reason", expected="why it may be promoted", next_command="--reason 'looked at its mistakes'"
-        )
-    config, store = _open(config_path)
-    store.check_reachable(write=True)
+    reason = need_reason(reason, example="looked at its mistakes")
+    config, store = open_configured(config_path, write=True)
     run = find_run(store, config, run_name)
-    record = approve_run(store, config.model, run.run_id, actor=_user(), reason=reason.strip())
+    record = approve_run(store, config.model, run.run_id, actor=user(), reason=reason)
     tell(run)
     return f"version {record.version} promoted by {record.actor} (ledger record {record.number})"
 
@@ -238,7 +232,7 @@ def write_report(config_path: Path, output: Path) -> int:
     """Write the page over all runs of the model. Returns how many there are."""
     from components.report.page import render_page
 
-    config, store = _open(config_path)
+    config, store = open_configured(config_path)
     runs = model_runs(store, config)
     output.write_text(render_page(runs))
     return len(runs)
@@ -252,7 +246,7 @@ def verify_version(config_path: Path, version: str | None) -> str:
         IntegrityError: Names what is not as it was written.
         ConfigurationError: There is no champion to check.
     """
-    config, store = _open(config_path)
+    config, store = open_configured(config_path)
     registry = Registry(store, config.model)
     records, champion = registry.ledger(), registry.champion()
     for run in model_runs(store, config):
@@ -277,14 +271,31 @@ def verify_version(config_path: Path, version: str | None) -> str:
     )
 
 
-def _open(config_path: Path) -> tuple[Config, ObjectStore]:
+def open_configured(config_path: Path, *, write: bool = False) -> tuple[Config, ObjectStore]:
+    """A configuration and its store, which answers.
+
+    Raises:
+        ConfigurationError: See `load_config`; the store does not answer, or cannot be written to where it must.
+    """
     config = load_config(config_path)
     store = open_store(config.store)
-    store.check_reachable(write=False)
+    store.check_reachable(write=write)
     return config, store
 
 
-def _user() -> str:
+def need_reason(reason: str, *, example: str) -> str:
+    """A person's reason, as it goes into the ledger.
+
+    Raises:
+        ConfigurationError: It is empty.
+    """
+    if not reason.strip():
+        raise ConfigurationError("an empty reason", expected="why", next_command=f"--reason '{example}'")
+    return reason.strip()
+
+
+def user() -> str:
+    """Who gives the command, for the ledger."""
     try:
         return getpass.getuser()
     except (KeyError, OSError):  # a pod's user id has no name

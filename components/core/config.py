@@ -416,6 +416,17 @@ class ReportConfig(Section):
     """Images a class shown in the page, from the champion's windows and from the new one."""
 
 
+class RetentionConfig(Section):
+    """What `retrain gc` keeps. Windows, run records and the ledger always stay."""
+
+    champions: Annotated[int, Field(ge=2)] = 5
+    """Champions that stay, the last ones, each with its ancestors down to the last full retrain: what can be rolled
+    back to. Two at least: there is always a way back."""
+    grace_days: Annotated[float, Field(ge=1)] = 14.0
+    """Nothing goes that was written to within so many days. Longer than the longest run, whose steps may take a day
+    each, three attempts and the wait for a GPU included."""
+
+
 class Config(Section):
     """The whole file."""
 
@@ -432,6 +443,7 @@ class Config(Section):
     evaluation: EvaluationConfig = EvaluationConfig()
     gate: GateConfig = GateConfig()
     report: ReportConfig = ReportConfig()
+    retention: RetentionConfig = RetentionConfig()
 
     @model_validator(mode="after")
     def _sections_agree(self) -> Config:

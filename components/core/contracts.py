@@ -577,13 +577,13 @@ class Verdict(StepDocument):
         return f"{self.verdict}: {self.findings}"
 
 
-LedgerKind = Literal["promotion", "rejection", "hold", "rollback", "approval", "release"]
+LedgerKind = Literal["promotion", "rejection", "hold", "rollback", "approval", "release", "removal"]
 
 
 class LedgerRecord(Document):
     """One entry of a model's ledger. `version` is what it is about; None for the release of a window. `evidence` names
-    the evidence bundle that a promotion rests on. `previous` is the SHA-256 of the record before it (None for the
-    first)."""
+    the evidence bundle that a promotion rests on. A `removal` says that the files of a former champion are deleted.
+    `previous` is the SHA-256 of the record before it (None for the first)."""
 
     number: int
     kind: LedgerKind

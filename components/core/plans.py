@@ -55,6 +55,7 @@ class Evidence(Document):
         new_rows: Training rows of the window; `held_out` its others; `window_classes` its usable images by class.
         already_trained: Whether the champion has seen this window.
         released: Who let this window out of quarantine and why, if anybody did.
+        rolled_back: Who rolled back from a version that was trained on this window and why, if anybody did.
         invalid: Sentences of the expectations that do not hold and reject.
         faults: Sentences of what triage found.
         drifted: Whether the images differ from the reference; `change` is the kind that this looks like, `effects` are
@@ -93,6 +94,7 @@ class Evidence(Document):
     window_classes: dict[str, int]
     already_trained: bool = False
     released: str | None = None
+    rolled_back: str | None = None
     invalid: tuple[str, ...] = ()
     faults: tuple[str, ...] = ()
     drifted: bool = False

@@ -22,7 +22,7 @@ EXEMPLARS, FISHER = "exemplars.parquet", "fisher.safetensors"
 
 
 class LostRace(Exception):
-    """Somebody else changed the champion first: the challenger was judged against one that no longer is."""
+    """Somebody else wrote to the ledger first: what was concluded may no longer hold. `champion` is the present one."""
 
     def __init__(self, champion: str | None) -> None:
         super().__init__(champion)
@@ -102,6 +102,10 @@ class Registry:
             IntegrityError: It has a gap, or a record does not name the digest of the one before it.
         """
         return [record for record, _ in self._backwards()][::-1]
+
+    def length(self) -> int:
+        """How many records the ledger has; they are not read."""
+        return sum(1 for _ in self.store.list_objects(f"{self._ledger}/"))
 
     def lineage(self, version: str) -> Lineage:
         """Where a version comes from.
@@ -189,14 +193,18 @@ class Registry:
         actor: str,
         reason: str,
         evidence: str | None = None,
+        after: int | None = None,
     ) -> LedgerRecord:
         """Add one record to the ledger, if the champion still is `expected_champion`.
 
         Exactly one of several concurrent writers gets each number: create-only, and a nonce in the record tells it
         from another's. A run that has appended such a record before gets that one back, so a retried step adds none.
 
+        Args:
+            after: How many records the ledger must have, where any other one could change what was concluded.
+
         Raises:
-            LostRace: The champion is another one now.
+            LostRace: The champion is another one now, or there are more records than `after`.
         """
         nonce = uuid.uuid4().hex
         while True:
@@ -206,7 +214,7 @@ class Registry:
                     return record
             champion = next((champion for record, _ in chain if (champion := _champion(record))), None)
             before = champion.version if champion else None
-            if before != expected_champion:
+            if before != expected_champion or after not in (None, len(chain)):
                 raise LostRace(before)
             record = LedgerRecord(
                 number=len(chain) + 1,

@@ -103,13 +103,14 @@ class Run:
 
     def failures(self) -> list[Failure]:
         """Why steps crashed, oldest first; those that a later attempt has mended are left out."""
-        prefix = self.key("failure-")
-        names = [
-            listed.key.removeprefix(self.key("")).removesuffix(".json") for listed in self.store.list_objects(prefix)
-        ]
-        records = [record for name in names if (record := self.record(name, Failure))]
+        records = [record for name in self.steps("failure-") if (record := self.record(name, Failure))]
         records = [r for r in records if self.store.head(self.key(f"{r.document.step}.json")) is None]
         return [record.document for record in sorted(records, key=lambda r: r.started)]
+
+    def steps(self, prefix: str) -> list[str]:
+        """Names of the records that start like that."""
+        keys = [listed.key for listed in self.store.list_objects(self.key(prefix))]
+        return [key.removeprefix(self.key("")).removesuffix(".json") for key in keys if key.endswith(".json")]
 
     def key(self, name: str) -> str:
         """Key of an object of this run."""

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 
 M = TypeVar("M", bound=BaseModel)
+TEMPORARY = ".tmp"  # folder of a directory store in which files are written before they get their name
 
 
 class KeyMissing(Exception):
@@ -53,6 +54,17 @@ class ObjectInfo(ListedObject):
     """One object looked at by itself. `etag` is opaque; it changes whenever the content does."""
 
     etag: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnfinishedWrite:
+    """A write that was cut off, or is under way: what is there of it, `size` bytes, is no object. `name` tells people
+    what it is, `handle` tells the store."""
+
+    name: str
+    handle: str
+    size: int
+    started: datetime
 
 
 class ObjectStore(Protocol):
@@ -99,6 +111,12 @@ class ObjectStore(Protocol):
 
     def delete(self, key: str) -> None:
         """Remove an object; removing a missing one is no error."""
+
+    def list_unfinished(self) -> Iterator[UnfinishedWrite]:
+        """List the writes that left something behind which is no object."""
+
+    def discard(self, write: UnfinishedWrite) -> None:
+        """Remove what is there of a write; a missing one is no error. A write that still is under way fails."""
 
     def check_reachable(self, *, write: bool) -> None:
         """Prove that the store answers, without changing it.
@@ -251,6 +269,18 @@ class DirectoryStore:
         with suppress(FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError):
             self._path(key).unlink()
 
+    def list_unfinished(self) -> Iterator[UnfinishedWrite]:
+        for path in sorted((self.root / TEMPORARY).glob("*")):
+            with suppress(FileNotFoundError):  # finished while they were being listed
+                stat = path.stat()
+                started = datetime.fromtimestamp(stat.st_mtime, UTC)
+                yield UnfinishedWrite(
+                    name=f"{TEMPORARY}/{path.name}", handle=path.name, size=stat.st_size, started=started
+                )
+
+    def discard(self, write: UnfinishedWrite) -> None:
+        (self.root / TEMPORARY / write.handle).unlink(missing_ok=True)
+
     def check_reachable(self, *, write: bool) -> None:
         folder = self.root if self.root.exists() else self.root.parent
         rights = os.R_OK | os.X_OK | (os.W_OK if write else 0)
@@ -268,7 +298,7 @@ class DirectoryStore:
     def _staged(self, key: str, content: bytes | BinaryIO) -> Iterator[Path]:
         """Put content into a synced temporary file, hand it out, sync the target's folder, clean up."""
         target = self._path(key)
-        temporary = self.root / ".tmp"
+        temporary = self.root / TEMPORARY
         if not self.root.exists():
             self.check_reachable(write=True)
         try:
@@ -443,6 +473,26 @@ class S3Store:
         with self._errors(key):
             self._client.delete_object(**self._at(key))
 
+    def list_unfinished(self) -> Iterator[UnfinishedWrite]:
+        pages = self._client.get_paginator("list_multipart_uploads")
+        with self._errors(self.prefix):
+            for page in pages.paginate(Bucket=self.bucket, Prefix=self.prefix):
+                for entry in page.get("Uploads", []):
+                    with suppress(KeyMissing):  # finished while they were being listed
+                        yield self._unfinished(entry["Key"], entry["UploadId"], entry["Initiated"])
+
+    def _unfinished(self, key: str, upload: str, started: datetime) -> UnfinishedWrite:
+        at = {"Bucket": self.bucket, "Key": key, "UploadId": upload}
+        with self._errors(key):
+            pages = self._client.get_paginator("list_parts").paginate(**at)
+            size = sum(part["Size"] for page in pages for part in page.get("Parts", []))
+        name = key[len(self.prefix) :]
+        return UnfinishedWrite(name=name, handle=upload, size=size, started=started)
+
+    def discard(self, write: UnfinishedWrite) -> None:
+        with suppress(KeyMissing), self._errors(write.name):
+            self._client.abort_multipart_upload(**self._at(write.name), UploadId=write.handle)
+
     def check_reachable(self, *, write: bool) -> None:
         next(self.list_objects(), None)
 
@@ -504,7 +554,7 @@ class S3Store:
             yield
         except ClientError as error:
             code = error.response.get("Error", {}).get("Code", "")
-            if code in ("404", "NoSuchKey", "NotFound"):
+            if code in ("404", "NoSuchKey", "NotFound", "NoSuchUpload"):
                 raise KeyMissing(key) from error
             raise self._unreachable(error) from error
         except BotoCoreError as error:

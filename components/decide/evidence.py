@@ -14,6 +14,7 @@ from components.core.contracts import DriftReport, LedgerRecord, ValidationRepor
 from components.core.plans import Evidence
 from components.core.registry import EXEMPLARS, FISHER, LONGEST_CHAIN, Registry
 from components.core.runs import Run
+from components.core.succession import promotion_of, read_succession
 from components.core.windows import Window, from_parquet
 from components.decide.history import read_history, since_full_retrain
 
@@ -38,6 +39,7 @@ def gather_evidence(record: Run, window_id: str) -> Evidence:
         held_out=window.holdout_rows,
         window_classes=window.class_counts,
         released=_release(ledger, window_id),
+        rolled_back=_rollback(ledger, window_id),
         invalid=tuple(failure.sentence for failure in validation.failures),
         faults=tuple(fault.sentence for fault in drift.faults),
         drifted=drift.drifted,
@@ -103,6 +105,15 @@ def _release(ledger: Sequence[LedgerRecord], window: str) -> str | None:
     """Who released the window and why, from the ledger."""
     releases = [record for record in ledger if (record.kind, record.window) == ("release", window)]
     return f"Released from quarantine by {releases[-1].actor}: {releases[-1].reason}" if releases else None
+
+
+def _rollback(ledger: Sequence[LedgerRecord], window: str) -> str | None:
+    """Who rolled back from a version that was promoted for the window and why, from the ledger."""
+    for version, rollback in read_succession(ledger).undone.items():
+        promotion = promotion_of(ledger, version)
+        if promotion and promotion.window == window:
+            return f"Version {version[:12]}, trained on it, was rolled back from by {rollback.actor}: {rollback.reason}"
+    return None
 
 
 def _what_is_missing(evidence: Evidence) -> Iterator[str]:

@@ -74,6 +74,15 @@ def already_trained(evidence: Evidence, config: DecisionConfig) -> Choice | None
     return Choice(action="skip", sentence="The champion was trained on this window already.")
 
 
+def rolled_back(evidence: Evidence, config: DecisionConfig) -> Choice | None:
+    """A person took back what was learnt from this window. The same training would come to the same version, which the
+    same rows would pass: automatic retraining must not bring it back."""
+    if evidence.rolled_back is None:
+        return None
+    again = "To learn it again, ask for a strategy: --strategy NAME"
+    return Choice(action="skip", sentence=f"{evidence.rolled_back}. {again}.")
+
+
 def much_forgotten(evidence: Evidence, config: DecisionConfig) -> Choice | None:
     """Updates have cost more, one by one, than a model should lose."""
     lost, interval = evidence.forgotten, evidence.forgotten_interval
@@ -163,6 +172,7 @@ RULES: tuple[Rule, ...] = (
     no_champion,
     forced_strategy,
     already_trained,
+    rolled_back,
     much_forgotten,
     new_classes,
     measurable_drop,

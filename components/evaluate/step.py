@@ -7,7 +7,6 @@ import logging
 from components.core.contracts import Evaluation
 from components.core.datasets import PixelCache
 from components.core.errors import BrokenModel, IntegrityError
-from components.core.models import Classifier, load_classifier
 from components.core.plans import Decision
 from components.core.registry import Registry
 from components.core.runs import Run, open_run, perform
@@ -15,6 +14,7 @@ from components.core.windows import Window, to_parquet
 from components.evaluate.anchor import find_anchor
 from components.evaluate.answers import Answers, Said
 from components.evaluate.costs import measure_costs
+from components.evaluate.loading import load_version
 from components.evaluate.measurement import measure_anchor, measure_holdout
 from components.evaluate.page import draw_page
 from components.evaluate.panel import Panel
@@ -44,8 +44,8 @@ def run(config_path: str, run_id: str, window: str, challenger: str, rung: int) 
 def _evaluate(record: Run, window_id: str, version: str, rung: int) -> Evaluation:
     config, decision = record.config, record.need("decide", Decision)
     registry = Registry(record.store, config.model)
-    challenger = _load(registry, version)
-    champion = _load(registry, decision.champion) if decision.champion else None
+    challenger = load_version(registry, version)
+    champion = load_version(registry, decision.champion) if decision.champion else None
     windows = [Window.open(record.store, config.dataset, w) for w in (*decision.old_windows, window_id)]
     columns = tuple(dict.fromkeys((*ROW_COLUMNS, *SLICE_COLUMNS, *config.evaluation.slices)))
     rows = read_holdout(windows[:-1], windows[-1], challenger.spec.classes, columns)
@@ -78,17 +78,6 @@ def _evaluate(record: Run, window_id: str, version: str, rung: int) -> Evaluatio
     return evaluation
 
 
-def _load(registry: Registry, version: str) -> Classifier:
-    try:
-        return load_classifier(registry, version)
-    except RuntimeError as error:  # what torch says of weights that do not fit
-        raise BrokenModel(
-            f"version {version} whose weights do not fit its model.json: {error}",
-            expected="the weights of the network and the classes that are named there",
-            next_command=f"retrain verify {version}; if its files are sound, train anew with --strategy retrain",
-        ) from error
-
-
 def _ask_anchor(registry: Registry, champion: str | None, panel: Panel) -> tuple[Said | None, tuple[str, ...]]:
     """What the anchor says, and the windows it was trained on; None where there is none, or it cannot be asked: what
     is long past must not stop the evaluation of what is new."""
@@ -97,7 +86,7 @@ def _ask_anchor(registry: Registry, champion: str | None, panel: Panel) -> tuple
         return None, ()
     version, lineage = found
     try:
-        return panel.ask(version, _load(registry, version)), lineage.windows
+        return panel.ask(version, load_version(registry, version)), lineage.windows
     except (BrokenModel, IntegrityError) as error:
         logger.warning("evaluate: no anchor, %s cannot be asked: %s", version, error.found)
         return None, ()

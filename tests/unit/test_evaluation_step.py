@@ -201,7 +201,7 @@ def test_repeating_the_step_gives_the_same_bytes(house: House) -> None:
 
 def test_a_step_that_is_run_again_hands_out_what_is_filed(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
     evaluation, page, _ = house.evaluate(champion())
-    monkeypatch.setattr(step, "load_classifier", lambda *_: pytest.fail("evaluated again"))
+    monkeypatch.setattr(step, "load_version", lambda *_: pytest.fail("evaluated again"))
     again = step.run(str(house.path), "one", house.ids["new"], evaluation.challenger, 1)
     assert again == (evaluation, page)
 

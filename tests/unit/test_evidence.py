@@ -33,7 +33,9 @@ from components.core.windows import to_parquet
 from components.decide.evidence import gather_evidence
 from components.decide.policy import decide
 from components.decide.utility import policy_of
+from components.evaluate.anchor import find_anchor
 from components.ingest.step import ingest
+from components.promote.rollback import roll_back
 from tests.unit.test_datasets import deliver
 
 
@@ -370,3 +372,57 @@ def test_the_same_evidence_is_gathered_twice_and_makes_the_same_plan(house: Hous
     again = gather_evidence(Run(house.store, "now"), new)
     assert to_json(again) == to_json(found)
     assert decide(again, policy_of(house.config)).digest == decide(found, policy_of(house.config)).digest
+
+
+# --- after a rollback
+
+
+def rolled_back(house: House) -> tuple[str, str, str, str]:
+    """Two windows and two versions, each the champion once; the first is again."""
+    first, second = (house.window(name, {"cat": range(a, b), "dog": range(a, b)}) for name, a, b in WINDOWS)
+    old = house.promote((first,), "retrain", None)
+    new = house.promote((first, second), "retrain", old, run_id="judged")
+    roll_back(house.registry, old, champion=new, actor="ada", reason="misses the night shift")
+    return first, second, old, new
+
+
+WINDOWS = (("one", 0, 30), ("two", 30, 60))
+
+
+def test_window_that_was_rolled_back_from_is_not_learnt_again_unless_asked_for(house: House) -> None:
+    _, second, old, new = rolled_back(house)
+    drift = DriftReport(champion=old, rows=60)
+    evidence = house.evidence(second, drift)
+    said = f"Version {new[:12]}, trained on it, was rolled back from by ada: misses the night shift"
+    assert (evidence.rolled_back, evidence.already_trained) == (said, False)
+    evidence = evidence.model_copy(update={"new_rows": 100, "held_out": 25})
+    plan = decide(evidence, policy_of(house.config))
+    assert (plan.action, plan.rule) == ("skip", "rolled-back")
+    assert plan.reasons[0] == f"{said}. To learn it again, ask for a strategy: --strategy NAME."
+    forced = decide(evidence.model_copy(update={"forced": "fine-tune"}), policy_of(house.config))
+    assert (forced.action, forced.rule) == ("train", "forced-strategy")
+
+
+def test_other_windows_and_versions_that_stand_again_know_nothing_of_a_rollback(house: House) -> None:
+    first, second, old, new = rolled_back(house)
+    drift = DriftReport(champion=old, rows=60)
+    assert house.evidence(first, drift).rolled_back is None
+    roll_back(house.registry, new, champion=old, actor="ada", reason="it was the camera")
+    run = house.run("later", ("validate", ValidationReport(expectations=())), ("detect_drift", drift))
+    assert gather_evidence(run, second).rolled_back is None
+
+
+def test_the_past_of_a_champion_that_was_rolled_back_to_is_its_own(house: House) -> None:
+    """Not that of the version that stood in between: another full retrain, of another day."""
+    _, second, old, _ = rolled_back(house)
+    evidence = house.evidence(second, DriftReport(champion=old, rows=60))
+    assert (evidence.windows_since, evidence.forgotten) == (0, 0.0)
+    assert evidence.retrained == house.registry.ledger()[0].created.date()
+    assert find_anchor(house.registry, old) is None
+
+
+def test_full_retrain_that_was_rolled_back_from_was_in_vain(house: House) -> None:
+    _, second, old, new = rolled_back(house)
+    plan = past_plan("retrain").model_copy(update={"champion": old})
+    house.run("judged", ("decide", plan), ("train-1", trained("retrain", new)))
+    assert house.evidence(second, DriftReport(champion=old, rows=60)).retrained_in_vain

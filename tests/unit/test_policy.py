@@ -141,6 +141,13 @@ BOOTSTRAP = replace(
         pytest.param(
             replace(QUIET, already_trained=True, drift=drift(0.2)), "already-trained", "skip", [], id="already trained"
         ),
+        pytest.param(
+            replace(QUIET, rolled_back="B was rolled back from", drift=drift(0.2)),
+            "rolled-back",
+            "skip",
+            [],
+            id="undone",
+        ),
         pytest.param(replace(QUIET, **FORGETFUL), "much-forgotten", "train", ["retrain"], id="much forgotten"),
         pytest.param(
             replace(QUIET, **{**FORGETFUL, "forgotten": 0.04}), "nothing-to-gain", "skip", [], id="little forgotten"
@@ -218,6 +225,12 @@ LOUD = drift(0.6, faults=(RENAMED,))
             "already-trained",
             id="5 already trained",
         ),
+        pytest.param(
+            replace(QUIET, rolled_back="B", window_classes={"owl": 99}, new_rows=9999, drift=drift(0.6)),
+            "rolled-back",
+            id="5 rolled back",
+        ),
+        pytest.param(replace(QUIET, rolled_back="B", forced="retrain"), "forced-strategy", id="4 forced after all"),
         pytest.param(
             replace(QUIET, window_classes={"owl": 99}, new_rows=9999, drift=drift(0.6)),
             "new-classes",
