@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from kfp import dsl, kubernetes
 
+from components.core.component import IMAGE
+
 CONFIG_MAP, CONFIG_FOLDER = "retrain-config", "/etc/retrain"  # the ConfigMap's key config.yaml is the default `config`
 CACHE_FOLDER = "/var/cache/retrain"
 SECRET = "retrain-store"  # noqa: S105  # optional: a service account with rights to the bucket does without
@@ -22,7 +24,7 @@ def light(task: dsl.PipelineTask) -> dsl.PipelineTask:
 
 
 def heavy(task: dsl.PipelineTask) -> dsl.PipelineTask:
-    """A step that reads all images of a window, or passes them through a network, on the CPU."""
+    """A step that reads images of a window, or handles a whole network, on the CPU."""
     return _with_cache(_pod(task, cpu="2", memory_request="4Gi", memory_limit="16Gi", hours=6))
 
 
@@ -51,6 +53,7 @@ def _pod(task: dsl.PipelineTask, *, cpu: str, memory_request: str, memory_limit:
     """Every pod: where the configuration is, who it is to the store, and a timeout of its own (one of the whole run
     would kill the exit task too)."""
     task.set_caching_options(False)
+    task.set_env_variable("RETRAIN_IMAGE", IMAGE)  # for the provenance of what it makes
     task.set_cpu_request(cpu).set_memory_request(memory_request).set_memory_limit(memory_limit)
     kubernetes.use_config_map_as_volume(task, CONFIG_MAP, CONFIG_FOLDER)
     kubernetes.use_secret_as_env(task, SECRET, CREDENTIALS, optional=True)
