@@ -45,6 +45,15 @@ class Registry:
         """The files of an evidence bundle."""
         return Artifact(store=self.store, folder=f"{self._evidence}/{digest}", digest=digest)
 
+    def evidence_of(self, version: str) -> str | None:
+        """Digest of the evidence that a version was promoted on last; None where the ledger names none.
+
+        Raises:
+            IntegrityError: See `ledger`, for the records read.
+        """
+        named = (record.evidence for record, _ in self._backwards() if record.version == version)
+        return next((evidence for evidence in named if evidence), None)
+
     def save_version(self, files: dict[str, bytes]) -> str:
         """Write a version and return its id: see `save_artifact`."""
         return save_artifact(self.store, self._versions, files).digest

@@ -18,6 +18,8 @@ from components.promote.provenance import trace
 from components.promote.sbom import list_packages
 from components.promote.signature import EVIDENCE, SIGNATURE, VERSION, sign
 
+SERVING = "serving"  # the folder of the bundle that is a model repository of Triton
+
 
 def file_evidence(record: Run, registry: Registry, verdict: Verdict, rung: int, actor: str) -> EvidenceBundle:
     """File the evidence for what the gate passed, or find what was filed for this verdict before.
@@ -59,7 +61,9 @@ def _graphs(record: Run, registry: Registry, version: str) -> dict[str, bytes]:
     """The graphs that the configuration asks for; without any, torch stays out of this process."""
     if not record.config.promotion.exports:
         return {}
-    from components.promote.graphs import export_graphs
+    from components.promote.graphs import ONNX, export_graphs
 
-    window = record.need("ingest", WindowDocument).id
-    return export_graphs(registry, version, record.config, window)
+    config = record.config
+    graphs = export_graphs(registry, version, config, record.need("ingest", WindowDocument).id)
+    places = {ONNX: f"{SERVING}/{config.model}/1/{ONNX}"}
+    return {places.get(name, name): data for name, data in graphs.items()}

@@ -25,8 +25,9 @@ from components.core.storage import DirectoryStore
 from components.promote import step
 from components.promote.approval import approve_run
 from components.report.step import tell
+from pipelines.audit import verify_version
 from pipelines.cli import app
-from pipelines.status import approve, verify_version
+from pipelines.status import approve
 from tests.unit import promotion
 from tests.unit.promotion import CHECK, begin, evaluation, file, save
 
