@@ -14,6 +14,8 @@ CONFIG_MAP, CONFIG_FOLDER = "retrain-config", "/etc/retrain"  # the ConfigMap's 
 CACHE_FOLDER = "/var/cache/retrain"
 SECRET = "retrain-store"  # noqa: S105  # optional: a service account with rights to the bucket does without
 CREDENTIALS = {name: name for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")}
+SIGNING_SECRET, SIGNING_FOLDER = "retrain-signing", "/etc/retrain-signing"  # promotion.signing_key names a file there
+WEBHOOK_SECRET = "retrain-webhook"  # noqa: S105  # signs events
 METRICS_PORT = "9090"  # where a training answers /metrics while it runs
 HOUR = 3600
 
@@ -26,6 +28,17 @@ def light(task: dsl.PipelineTask) -> dsl.PipelineTask:
 def heavy(task: dsl.PipelineTask) -> dsl.PipelineTask:
     """A step that reads images of a window, or handles a whole network, on the CPU."""
     return _with_cache(_pod(task, cpu="2", memory_request="4Gi", memory_limit="16Gi", hours=6))
+
+
+def promoting(task: dsl.PipelineTask) -> dsl.PipelineTask:
+    """The step that exports and signs the model: the only one that sees the key, where there is one."""
+    return kubernetes.use_secret_as_volume(heavy(task), SIGNING_SECRET, SIGNING_FOLDER, optional=True)
+
+
+def telling(task: dsl.PipelineTask) -> dsl.PipelineTask:
+    """The step that tells others: the only one that sees the secret of the webhook, where there is one."""
+    name = "RETRAIN_WEBHOOK_SECRET"
+    return kubernetes.use_secret_as_env(light(task), WEBHOOK_SECRET, {name: name}, optional=True)
 
 
 def on_gpu(task: dsl.PipelineTask, gpu_type: str, gpu_count: str) -> dsl.PipelineTask:

@@ -421,7 +421,7 @@ class PromotionConfig(Section):
 class EventsConfig(Section):
     """Whom to tell of promotions, rejections and rollbacks."""
 
-    webhook: str | None = None
+    webhook: Annotated[str, Field(pattern=r"^https?://[^/]")] | None = None
     """URL that gets each as a CloudEvent (structured JSON), signed as in the Standard Webhooks specification with the
     secret in RETRAIN_WEBHOOK_SECRET. A receiver that fails is logged and never fails a run."""
     timeout_seconds: Annotated[float, Field(gt=0)] = 15.0

@@ -95,7 +95,10 @@ def test_card_has_the_numbers_of_the_evaluation(tmp_path: Path):
     told = yaml.safe_load(front)
     assert (told["license"], told["pipeline_tag"]) == ("mit", "image-classification")
     (model,) = told["model-index"]
-    assert [(r["dataset"]["split"], r["metrics"][0]["value"]) for r in model["results"]] == [("new", 0.9), ("old", 0.9)]
+    assert [(r["dataset"]["split"], r["metrics"][0]["value"]) for r in model["results"]] == [
+        ("new-holdout", 0.9),
+        ("old-holdout", 0.9),
+    ]
     assert "| new | 40 | 90.0% | 85.0% | 90.0% | 3.1% |" in text
     assert "| cat | 20 | 90.0% | 90.0% |" in text
     assert "| new | brightness: dark | 20 | 75.0% |" in text
@@ -337,7 +340,7 @@ def test_missing_signature_is_refused_where_a_key_is_given(signed: Path, tmp_pat
 def test_the_tool_of_openssf_agrees(signed: Path, bundle: Path):
     command = [sys.executable, "-m", "model_signing", "verify", "key", bundle, "--signature"]
     command += [bundle / "evidence" / "model.sig"]
-    command += ["--public-key", signed / "key.pub"]
+    command += ["--public_key", signed / "key.pub"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert (done.returncode, "succeeded" in done.stdout) == (0, True), done.stdout + done.stderr
     swap_the_weights(bundle)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import zipfile
 from io import BytesIO
 from pathlib import Path
@@ -10,12 +11,19 @@ from pathlib import Path
 import onnx
 import pytest
 import torch
+import yaml
 
 from components.core.architectures import Normalisation
-from components.core.errors import BrokenModel, ConfigurationError
-from components.core.models import Classifier, ModelSpec, build_classifier
+from components.core.config import load_config
+from components.core.errors import BrokenModel, ConfigurationError, IntegrityError
+from components.core.models import Classifier, ModelSpec, build_classifier, save_classifier
+from components.core.registry import Registry
+from components.core.storage import DirectoryStore
+from components.ingest.step import ingest
 from components.promote import graphs
 from components.promote.graphs import check_graph, run_onnx, run_pt2, to_onnx, to_pt2, trace_program
+from tests.unit.test_features import deliver
+from tests.unit.test_reference import pictures
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -143,3 +151,22 @@ def test_more_weights_than_onnx_takes_are_refused_before_the_work(
     monkeypatch.setattr(graphs, "ONNX_BYTES", 1000)
     with pytest.raises(ConfigurationError, match="ONNX takes 1000"):
         to_onnx(None, exported[0], "v")
+
+
+def test_graphs_of_a_version_are_checked_on_held_out_images_of_the_window(tmp_path: Path):
+    path = tmp_path / "retrain.yaml"
+    written = {"store": {"uri": "store", "cache": "cache"}, "ingest": {"workers": 1, "holdout_fraction": 0.5}}
+    path.write_text(yaml.safe_dump({**written, "promotion": {"exports": ["onnx"]}}))
+    config = load_config(path)
+    store = DirectoryStore(tmp_path / "store")
+    window = ingest(store, config, deliver(tmp_path / "pictures", *pictures(30, 1)))
+    registry = Registry(store, config.model)
+    version = registry.save_version(save_classifier(classifier("small-cnn", 8)))
+    (name,) = files = graphs.export_graphs(registry, version, config, window.id)
+    assert name == "model.onnx"
+    assert run_onnx(files[name])(images(3, 8)).shape == (3, 3)
+    shard = next((tmp_path / "store").glob("datasets/*/windows/*/images-*.tar"))
+    shard.write_bytes(bytes(shard.stat().st_size))
+    shutil.rmtree(tmp_path / "cache")
+    with pytest.raises(IntegrityError, match="images-"):
+        graphs.export_graphs(registry, version, config, window.id)
