@@ -114,6 +114,32 @@ def test_outcome_of_an_approved_run_names_the_approver_and_witnesses_the_promoti
     assert (after.started, after.seconds) == (before.started, before.seconds), "waiting is no time of the run"
 
 
+def test_approval_rests_on_the_evidence_that_was_filed_when_the_run_began_to_wait(
+    config_path: Path, registry: Registry
+):
+    run = waiting(config_path, "one", save(registry, b"1"))
+    evidence = run.need("outcome", Outcome).evidence
+    assert registry.evidence(evidence).verify().files
+    assert approved(registry, "one").evidence == evidence
+    assert run.need("outcome", Outcome).evidence == evidence
+
+
+def test_evidence_that_was_tampered_with_while_the_run_waited_stops_the_approval(config_path: Path, registry: Registry):
+    run = waiting(config_path, "one", save(registry, b"1"))
+    evidence = run.need("outcome", Outcome).evidence
+    registry.store.put(f"models/m/evidence/{evidence}/card.md", b"better")
+    with pytest.raises(IntegrityError, match=r"card\.md"):
+        approved(registry, "one")
+    assert registry.ledger() == []
+
+
+def test_run_that_waits_since_before_there_was_evidence_is_approved_without(config_path: Path, registry: Registry):
+    run = waiting(config_path, "one", save(registry, b"1"))
+    record = run.record("outcome", Outcome)
+    run.replace(record.model_copy(update={"document": record.document.model_copy(update={"evidence": None})}))
+    assert approved(registry, "one").evidence is None
+
+
 def test_approving_twice_promotes_once_and_keeps_the_first_name(config_path: Path, registry: Registry):
     version = save(registry, b"1")
     run = waiting(config_path, "one", version)
