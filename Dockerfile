@@ -1,6 +1,7 @@
 # Two images from one file: `trainer` runs every step of the pipeline (torch, great_expectations), `control` the
 # command line and whatever watches and submits (kfp, no torch). Build by digest in production:
-#   docker build --target trainer --build-arg BASE_IMAGE=python:3.11-slim@sha256:... -t REGISTRY/retrain/trainer:0.1.0 .
+#   docker build --target trainer --build-arg BASE_IMAGE=python:3.11-slim@sha256:... \
+#     --build-arg REVISION=$(git rev-parse HEAD) -t REGISTRY/retrain/trainer:0.1.0 .
 # torch's own wheels carry the CUDA user-space libraries: a CUDA base image would store them twice.
 ARG BASE_IMAGE=python:3.11-slim
 
@@ -27,9 +28,10 @@ RUN UV="/opt/uv/bin/uv pip install --no-cache --compile-bytecode --python /opt/v
     && ${UV} --no-deps --no-build-isolation /src
 
 FROM ${BASE_IMAGE} AS runtime
+ARG REVISION=
 # Pods run without root and with a read-only root file system: only /tmp is written to.
 ENV PATH=/opt/venv/bin:${PATH} HOME=/tmp MPLCONFIGDIR=/tmp PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 \
-    GX_ANALYTICS_ENABLED=false
+    GX_ANALYTICS_ENABLED=false RETRAIN_REVISION=${REVISION}
 WORKDIR /tmp
 USER 65532:65532
 ENTRYPOINT ["retrain"]

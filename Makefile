@@ -43,8 +43,10 @@ COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --gen
 lock: install  ## Resolve the dependencies anew: one lock for developers, subsets of it for the two images
 	$(COMPILE) pyproject.toml --all-extras --upgrade --output-file requirements.lock
 	$(COMPILE) pyproject.toml --constraint requirements.lock --extra train --extra validate --extra report --extra cluster \
+	  --extra bundle --extra sign \
 	  --output-file k8s/image/trainer.lock
-	$(COMPILE) pyproject.toml --constraint requirements.lock --extra kfp --extra data --output-file k8s/image/control.lock
+	$(COMPILE) pyproject.toml --constraint requirements.lock --extra kfp --extra data --extra sign \
+	  --output-file k8s/image/control.lock
 	echo 'kfp==2.17.0' | $(COMPILE) - --no-deps --output-file k8s/image/executor.lock
 
 golden: install  ## Rewrite the golden files of the tests

@@ -41,6 +41,7 @@ CONFIG = {
         "strategies": {"retrain": {"epochs": 15, "learning_rate": 0.004}},
     },
     "gate": {"min_accuracy": 0.6, "old_margin": 0.15, "new_margin": 0.15},
+    "promotion": {"exports": []},
 }
 
 

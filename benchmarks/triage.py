@@ -417,6 +417,7 @@ def configuration(collection: Collection) -> dict[str, object]:
     return {
         "store": {"uri": "store", "cache": "cache"},
         "ingest": {"holdout_fraction": 0.35, "workers": 1},
+        "promotion": {"exports": []},
         "training": {
             "architecture": "small-cnn",
             "image_size": collection.image_size,

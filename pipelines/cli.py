@@ -210,13 +210,50 @@ def report(
 
 @app.command()
 def verify(
-    version: Annotated[str | None, typer.Argument(help="A version; the champion by default.")] = None,
+    version: Annotated[
+        str | None, typer.Argument(help="A version, the champion by default; or a folder of `export --bundle`.")
+    ] = None,
+    key: Annotated[Path | None, typer.Option(help="Public key (PEM) that the evidence must be signed with.")] = None,
     config: ConfigPath = DEFAULT_CONFIG,
 ) -> None:
-    """Check the ledger's chain and every file of a version against its digest."""
-    from pipelines.status import verify_version
+    """Check every file of a version and its evidence, the windows and the ledger; of a folder, with nothing else."""
+    from pipelines.audit import verify_folder, verify_version
 
-    typer.echo(verify_version(config, version))
+    if version and Path(version).is_dir():
+        typer.echo(verify_folder(Path(version), key))
+    else:
+        typer.echo(verify_version(config, version, key))
+
+
+@app.command()
+def export(
+    version: Annotated[str | None, typer.Argument(help="A version; the champion by default.")] = None,
+    bundle: Annotated[Path | None, typer.Option(help="Write version and evidence into this new folder.")] = None,
+    kserve: Annotated[bool, typer.Option("--kserve", help="Write an InferenceService that serves its ONNX.")] = False,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="File for the InferenceService; else standard output.")
+    ] = None,
+    config: ConfigPath = DEFAULT_CONFIG,
+) -> None:
+    """Hand a version on: as a folder that anyone can verify offline, or to KServe."""
+    if (bundle is None) != kserve:
+        raise ConfigurationError(
+            "--bundle and --kserve" if bundle else "neither --bundle nor --kserve",
+            expected="one of them",
+            next_command="retrain export --bundle FOLDER, or retrain export --kserve",
+        )
+    if bundle:
+        from pipelines.audit import export_bundle
+
+        typer.echo(export_bundle(config, version, bundle))
+        return
+    from pipelines.kserve import export_service
+
+    service = export_service(config, version)
+    if output:
+        output.write_text(service)
+    else:
+        typer.echo(service, nl=False)
 
 
 @app.command(name="compile")

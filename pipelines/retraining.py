@@ -22,7 +22,7 @@ from components.promote.component import promote, record
 from components.report.component import report
 from components.train.component import train
 from components.validate.component import validate
-from pipelines.runtime import heavy, light, on_gpu
+from pipelines.runtime import heavy, light, on_gpu, promoting, telling
 
 RUN = dsl.PIPELINE_JOB_ID_PLACEHOLDER  # passed whole, never inside a longer string: the backend replaces nothing else
 
@@ -36,7 +36,7 @@ def attempt(config: str, window: str, gpu_type: str, gpu_count: str, rung: int =
     evaluated = heavy(evaluate(**at, window=window, challenger=challenger))
     verdict = light(gate(**at, evaluation=evaluated.outputs["Output"])).outputs["Output"]
     with dsl.If(verdict == "promote", name="no-regression"):
-        light(promote(**at, window=window, challenger=challenger, verdict=verdict))
+        promoting(promote(**at, window=window, challenger=challenger, verdict=verdict))
     if rung < MAX_RUNGS:
         with dsl.Elif(verdict == "escalate", name="escalate"):
             attempt(config, window, gpu_type, gpu_count, rung + 1)
@@ -64,7 +64,7 @@ def retrain(
         gpu_count: How many GPUs the training pod gets; it uses all of them.
     """
     run = {"config": config, "run_id": RUN}
-    with dsl.ExitHandler(light(report(**run)), name="window-to-champion"):
+    with dsl.ExitHandler(telling(report(**run)), name="window-to-champion"):
         window = heavy(ingest(**run, source=source, strategy=strategy)).outputs["Output"]
         validation = light(validate(**run, window=window)).outputs["Output"]
         drift = heavy(detect_drift(**run, window=window, validation=validation)).outputs["Output"]

@@ -8,10 +8,14 @@ from __future__ import annotations
 
 from kfp import dsl, kubernetes
 
+from components.core.component import IMAGE
+
 CONFIG_MAP, CONFIG_FOLDER = "retrain-config", "/etc/retrain"  # the ConfigMap's key config.yaml is the default `config`
 CACHE_FOLDER = "/var/cache/retrain"
 SECRET = "retrain-store"  # noqa: S105  # optional: a service account with rights to the bucket does without
 CREDENTIALS = {name: name for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")}
+SIGNING_SECRET, SIGNING_FOLDER = "retrain-signing", "/etc/retrain-signing"  # promotion.signing_key names a file there
+WEBHOOK_SECRET = "retrain-webhook"  # noqa: S105  # signs events
 METRICS_PORT = "9090"  # where a training answers /metrics while it runs
 HOUR = 3600
 
@@ -22,8 +26,19 @@ def light(task: dsl.PipelineTask) -> dsl.PipelineTask:
 
 
 def heavy(task: dsl.PipelineTask) -> dsl.PipelineTask:
-    """A step that reads all images of a window, or passes them through a network, on the CPU."""
+    """A step that reads images of a window, or handles a whole network, on the CPU."""
     return _with_cache(_pod(task, cpu="2", memory_request="4Gi", memory_limit="16Gi", hours=6))
+
+
+def promoting(task: dsl.PipelineTask) -> dsl.PipelineTask:
+    """The step that exports and signs the model: the only one that sees the key, where there is one."""
+    return kubernetes.use_secret_as_volume(heavy(task), SIGNING_SECRET, SIGNING_FOLDER, optional=True)
+
+
+def telling(task: dsl.PipelineTask) -> dsl.PipelineTask:
+    """The step that tells others: the only one that sees the secret of the webhook, where there is one."""
+    name = "RETRAIN_WEBHOOK_SECRET"
+    return kubernetes.use_secret_as_env(light(task), WEBHOOK_SECRET, {name: name}, optional=True)
 
 
 def on_gpu(task: dsl.PipelineTask, gpu_type: str, gpu_count: str) -> dsl.PipelineTask:
@@ -51,6 +66,7 @@ def _pod(task: dsl.PipelineTask, *, cpu: str, memory_request: str, memory_limit:
     """Every pod: where the configuration is, who it is to the store, and a timeout of its own (one of the whole run
     would kill the exit task too)."""
     task.set_caching_options(False)
+    task.set_env_variable("RETRAIN_IMAGE", IMAGE)  # for the provenance of what it makes
     task.set_cpu_request(cpu).set_memory_request(memory_request).set_memory_limit(memory_limit)
     kubernetes.use_config_map_as_volume(task, CONFIG_MAP, CONFIG_FOLDER)
     kubernetes.use_secret_as_env(task, SECRET, CREDENTIALS, optional=True)

@@ -1,4 +1,4 @@
-"""What the store says: champion, ledger, runs, what waits, quarantine; the page over all runs; integrity."""
+"""What the store says: champion, ledger, runs, what waits, quarantine; the page over all runs."""
 
 from __future__ import annotations
 
@@ -17,12 +17,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from components.core.config import Config, load_config
-from components.core.contracts import LedgerRecord, Outcome, RunReport
+from components.core.contracts import LedgerRecord, RunReport
 from components.core.errors import ConfigurationError, IntegrityError
 from components.core.registry import Registry
 from components.core.runs import Run, list_runs
 from components.core.storage import ObjectStore, open_store
-from components.core.windows import Window
 from components.promote.approval import approve_run, passed_verdict
 from components.promote.release import quarantined, release_window
 from components.report.step import tell
@@ -236,39 +235,6 @@ def write_report(config_path: Path, output: Path) -> int:
     runs = model_runs(store, config)
     output.write_text(render_page(runs))
     return len(runs)
-
-
-def verify_version(config_path: Path, version: str | None) -> str:
-    """Check the ledger (against the run records too), the files of a version (by default the champion's; the start of
-    its id is enough) and the windows it was trained on.
-
-    Raises:
-        IntegrityError: Names what is not as it was written.
-        ConfigurationError: There is no champion to check.
-    """
-    config, store = open_configured(config_path)
-    registry = Registry(store, config.model)
-    records, champion = registry.ledger(), registry.champion()
-    for run in model_runs(store, config):
-        outcome = run.read("outcome", Outcome)
-        if outcome and outcome.ledger_number and outcome.ledger_digest:
-            registry.check_witness(outcome.ledger_number, outcome.ledger_digest)
-    version = version or (champion.version if champion else None)
-    matches = [v for v in registry.versions() if version and v.startswith(version)]
-    if len(matches) != 1:
-        raise ConfigurationError(
-            f"{len(matches)} versions that start with {version!r}" if version else f"{config.model} has no champion",
-            expected="one version to check",
-            next_command="retrain status shows the champion; retrain run FOLDER makes one",
-        )
-    manifest = registry.verify_version(matches[0])
-    lineage = registry.lineage(matches[0])
-    for window in lineage.windows:
-        Window.open(store, config.dataset, window).verify()
-    return (
-        f"{matches[0]}: {len(manifest.files)} files as written; its {len(lineage.windows)} windows as ingested; "
-        f"ledger: {len(records)} records, unbroken"
-    )
 
 
 def open_configured(config_path: Path, *, write: bool = False) -> tuple[Config, ObjectStore]:

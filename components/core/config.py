@@ -405,6 +405,31 @@ class GateConfig(Section):
         return min(1.0, 2 * self.old_margin) if self.forgetting_budget is None else self.forgetting_budget
 
 
+class PromotionConfig(Section):
+    """What a promotion files as evidence, beside weights, evaluation, verdict, plan and card."""
+
+    exports: tuple[Literal["onnx", "torch.export"], ...] = ("onnx", "torch.export")
+    """Graphs of the model, normalisation included, that servers load without this package. Each is compared with torch
+    on held-out images before it is accepted. Half a minute each at most for usual networks; []: none."""
+    signing_key: str | None = None
+    """PEM file (relative to this file) with an EC private key, as the pod that promotes sees it: signs all files of
+    version and evidence in the OpenSSF model-signing format. None: unsigned, and the card says so."""
+    license: str | None = None
+    """SPDX identifier of the model's licence, for the card."""
+    intended_use: str | None = None
+    """What the model is for and what not, for the card."""
+
+
+class EventsConfig(Section):
+    """Whom to tell of promotions, rejections and rollbacks."""
+
+    webhook: Annotated[str, Field(pattern=r"^https?://[^/]")] | None = None
+    """URL that gets each as a CloudEvent (structured JSON), signed as in the Standard Webhooks specification with the
+    secret in RETRAIN_WEBHOOK_SECRET. A receiver that fails is logged and never fails a run."""
+    timeout_seconds: Annotated[float, Field(gt=0)] = 15.0
+    """How long telling one event may take, all tries together."""
+
+
 class ReportConfig(Section):
     """Where the outcome is told."""
 
@@ -442,6 +467,8 @@ class Config(Section):
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     gate: GateConfig = GateConfig()
+    promotion: PromotionConfig = PromotionConfig()
+    events: EventsConfig = EventsConfig()
     report: ReportConfig = ReportConfig()
     retention: RetentionConfig = RetentionConfig()
 
@@ -512,7 +539,14 @@ def load_config(path: str | Path) -> Config:
     config = parse_config(raw, origin=str(path))
     folders = {"uri": config.store.uri, "cache": config.store.cache}
     resolved = {key: str((path.parent / at).resolve()) for key, at in folders.items() if at and "://" not in at}
-    return config.model_copy(update={"store": config.store.model_copy(update=resolved)})
+    key = config.promotion.signing_key
+    promotion = {"signing_key": str((path.parent / key).resolve())} if key else {}
+    return config.model_copy(
+        update={
+            "store": config.store.model_copy(update=resolved),
+            "promotion": config.promotion.model_copy(update=promotion),
+        }
+    )
 
 
 class _UniqueKeys(yaml.SafeLoader):

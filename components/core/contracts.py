@@ -612,9 +612,28 @@ class Champion(Document):
     created: datetime
 
 
+class EvidenceBundle(StepDocument):
+    """What a promotion rests on, filed: `digest` names the folder of the store with the files, about a `version`."""
+
+    version: str
+    digest: str
+    files: int
+    signed: bool
+
+    @property
+    def word(self) -> str:
+        return self.digest
+
+    @property
+    def sentence(self) -> str:
+        signed = "signed" if self.signed else "not signed"
+        return f"Evidence {self.digest[:12]} of version {self.version[:12]}: {self.files} files, {signed}."
+
+
 class Outcome(StepDocument):
     """How a run ended: `promoted`, `waiting`, `skipped`, `quarantined`, `rejected` or `held`, and the champion
-    afterwards. What waits becomes `promoted` once a person approves it.
+    afterwards. What waits becomes `promoted` once a person approves it. `evidence` is the digest of the bundle of what
+    is promoted, or waits.
 
     `ledger_number` and `ledger_digest` (SHA-256 of the record's bytes) bear witness to the run's ledger record: the
     newest record has no follower that names it.
@@ -625,6 +644,7 @@ class Outcome(StepDocument):
     champion_after: str | None
     ledger_number: int | None
     ledger_digest: str | None = None
+    evidence: str | None = None
     reason: str
 
     @property

@@ -1,8 +1,8 @@
-"""Model versions and the ledger that says which of them is the champion.
+"""Model versions, the evidence they were promoted on, and the ledger that says which of them is the champion.
 
-A version is a folder of files, named by the digest of its manifest and immutable once that manifest exists (written
-last). The ledger is a gapless, hash-chained, create-only log; the champion is what its last promotion or rollback
-says. Not covered: who may promote (the gate decides) and what the files mean (`models`).
+Versions and evidence bundles are immutable folders of files (`artifacts`). The ledger is a gapless, hash-chained,
+create-only log; the champion is what its last promotion or rollback says. Not covered: who may promote (the gate
+decides) and what the files mean (`models`).
 """
 
 from __future__ import annotations
@@ -11,8 +11,7 @@ import uuid
 from collections.abc import Iterator
 from datetime import UTC, datetime
 
-from pydantic import BaseModel, ConfigDict
-
+from components.core.artifacts import Artifact, Manifest, list_artifacts, save_artifact
 from components.core.contracts import Champion, LedgerKind, LedgerRecord, Lineage
 from components.core.errors import IntegrityError
 from components.core.storage import KeyMissing, ObjectStore, sha256_hex, to_json
@@ -29,19 +28,6 @@ class LostRace(Exception):
         self.champion = champion
 
 
-class VersionManifest(BaseModel):
-    """SHA-256 of every file of a version."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    files: dict[str, str]
-
-    @property
-    def version(self) -> str:
-        """The version's id: the first 32 hexadecimal characters of this manifest's own digest."""
-        return sha256_hex(to_json(self))[:32]
-
-
 LONGEST_CHAIN = 100  # versions looked back through
 
 
@@ -51,49 +37,42 @@ class Registry:
     def __init__(self, store: ObjectStore, model: str) -> None:
         self.store, self.model = store, model
 
-    def save_version(self, files: dict[str, bytes]) -> str:
-        """Write a version, manifest last. Writing the same files again changes nothing.
+    def version(self, version: str) -> Artifact:
+        """The files of a version."""
+        return Artifact(store=self.store, folder=f"{self._versions}/{version}", digest=version)
 
-        Args:
-            files: Name to content; `manifest.json` is ours.
+    def evidence(self, digest: str) -> Artifact:
+        """The files of an evidence bundle."""
+        return Artifact(store=self.store, folder=f"{self._evidence}/{digest}", digest=digest)
 
-        Returns:
-            The version's id.
+    def evidence_of(self, version: str) -> str | None:
+        """Digest of the evidence that a version was promoted on last; None where the ledger names none.
+
+        Raises:
+            IntegrityError: See `ledger`, for the records read.
         """
-        assert "manifest.json" not in files
-        manifest = VersionManifest(files={name: sha256_hex(data) for name, data in sorted(files.items())})
-        for name, data in files.items():
-            self.store.put(self._key(manifest.version, name), data)
-        self.store.put(self._key(manifest.version, "manifest.json"), to_json(manifest))
-        return manifest.version
+        named = (record.evidence for record, _ in self._backwards() if record.version == version)
+        return next((evidence for evidence in named if evidence), None)
+
+    def save_version(self, files: dict[str, bytes]) -> str:
+        """Write a version and return its id: see `save_artifact`."""
+        return save_artifact(self.store, self._versions, files).digest
+
+    def save_evidence(self, files: dict[str, bytes]) -> str:
+        """Write an evidence bundle and return its digest: see `save_artifact`."""
+        return save_artifact(self.store, self._evidence, files).digest
 
     def read_file(self, version: str, name: str) -> bytes:
-        """Read one file of a version, checked against the manifest, and the manifest against the version's id.
+        """Read one file of a version: see `Artifact.read`."""
+        return self.version(version).read(name)
 
-        Raises:
-            IntegrityError: The version, the file or its digest is not what was written; the message names the file.
-        """
-        manifest = self.manifest(version)
-        if name not in manifest.files:
-            raise self._broken(version, name, "not listed in the manifest")
-        try:
-            data = self.store.get(self._key(version, name))
-        except KeyMissing as error:
-            raise self._broken(version, name, "is missing") from error
-        if sha256_hex(data) != manifest.files[name]:
-            raise self._broken(version, name, f"has SHA-256 {sha256_hex(data)}")
-        return data
+    def verify_version(self, version: str) -> Manifest:
+        """Check every file of a version: see `Artifact.verify`."""
+        return self.version(version).verify()
 
-    def verify_version(self, version: str) -> VersionManifest:
-        """Check every file of a version.
-
-        Raises:
-            IntegrityError: Names the first file that is not what was written.
-        """
-        manifest = self.manifest(version)
-        for name in manifest.files:
-            self.read_file(version, name)
-        return manifest
+    def manifest(self, version: str) -> Manifest:
+        """The list of a version's files: see `Artifact.manifest`."""
+        return self.version(version).manifest()
 
     def ledger(self) -> list[LedgerRecord]:
         """Read the whole ledger, oldest first.
@@ -133,6 +112,10 @@ class Registry:
         """SHA-256 of a ledger record's bytes, as they are stored."""
         return sha256_hex(self.store.get(self._record_key(number)))
 
+    def record(self, number: int) -> LedgerRecord:
+        """One record of the ledger, without a look at the others."""
+        return LedgerRecord.model_validate_json(self.store.get(self._record_key(number)), extra="ignore")
+
     def check_witness(self, number: int, digest: str) -> None:
         """Compare a ledger record with what the run that wrote it remembers.
 
@@ -148,9 +131,7 @@ class Registry:
 
     def versions(self) -> list[str]:
         """Ids of all versions whose files are complete."""
-        prefix = f"models/{self.model}/versions/"
-        keys = [o.key for o in self.store.list_objects(prefix) if o.key.endswith("/manifest.json")]
-        return [key.removeprefix(prefix).partition("/")[0] for key in keys]
+        return list_artifacts(self.store, self._versions)
 
     def champion(self) -> Champion | None:
         """The present champion, or None before the first promotion.
@@ -234,35 +215,19 @@ class Registry:
                 return record
 
     @property
+    def _versions(self) -> str:
+        return f"models/{self.model}/versions"
+
+    @property
+    def _evidence(self) -> str:
+        return f"models/{self.model}/evidence"
+
+    @property
     def _ledger(self) -> str:
         return f"models/{self.model}/ledger"
 
     def _record_key(self, number: int) -> str:
         return f"{self._ledger}/{number:010d}.json"
-
-    def _key(self, version: str, name: str) -> str:
-        return f"models/{self.model}/versions/{version}/{name}"
-
-    def manifest(self, version: str) -> VersionManifest:
-        """The list of a version's files, checked against its id.
-
-        Raises:
-            IntegrityError: It is missing, or not what was written.
-        """
-        try:
-            data = self.store.get(self._key(version, "manifest.json"))
-        except KeyMissing as error:
-            raise self._broken(version, "manifest.json", "is missing") from error
-        if sha256_hex(data)[:32] != version:
-            raise self._broken(version, "manifest.json", f"has digest {sha256_hex(data)[:32]}")
-        return VersionManifest.model_validate_json(data, extra="ignore")
-
-    def _broken(self, version: str, name: str, what: str) -> IntegrityError:
-        return IntegrityError(
-            f"{self.store.uri}/{self._key(version, name)} {what}",
-            expected="the file that was written when the version was made",
-            next_command="restore the file from a backup, then `retrain verify` checks every file",
-        )
 
     def _broken_ledger(self, what: str) -> IntegrityError:
         return IntegrityError(

@@ -23,18 +23,22 @@ def approve_run(store: ObjectStore, model: str, run_id: str, *, actor: str, reas
 
     Raises:
         ConfigurationError: The run is another model's or does not wait, or another run has promoted meanwhile.
-        IntegrityError: The challenger's files are not what was written.
+        IntegrityError: Files of the challenger, or of its evidence, are not what was written.
     """
     run, registry = Run(store, run_id), Registry(store, model)
     waiting, verdict = _waiting(run, registry), passed_verdict(run)
     registry.verify_version(verdict.challenger)
-    approval, promotion = _append(run, registry, verdict, actor, reason)
+    evidence = waiting.document.evidence
+    if evidence:  # none where the run waits since before there were any
+        registry.evidence(evidence).verify()
+    approval, promotion = _append(run, registry, verdict, evidence, actor, reason)
     outcome = Outcome(
         outcome="promoted",
         champion_before=verdict.champion,
         champion_after=verdict.challenger,
         ledger_number=promotion.number,
         ledger_digest=registry.record_digest(promotion.number),
+        evidence=promotion.evidence,
         reason=f"{verdict.findings} Approved by {approval.actor}: {approval.reason}",
     )
     run.replace(waiting.model_copy(update={"document": outcome}))
@@ -49,7 +53,7 @@ def passed_verdict(run: Run) -> Verdict:
 
 
 def _append(
-    run: Run, registry: Registry, verdict: Verdict, actor: str, reason: str
+    run: Run, registry: Registry, verdict: Verdict, evidence: str | None, actor: str, reason: str
 ) -> tuple[LedgerRecord, LedgerRecord]:
     """The approval and the promotion: those that the run has in the ledger already, or new ones."""
     window = run.need("ingest", WindowDocument).id
@@ -63,6 +67,7 @@ def _append(
             run_id=run.run_id,
             actor=actor,
             reason=reason,
+            evidence=evidence,
         )
 
     try:

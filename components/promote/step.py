@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from components.core.contracts import LedgerKind, LedgerRecord, Outcome, Verdict
+from components.core.contracts import EvidenceBundle, LedgerKind, LedgerRecord, Outcome, Verdict
 from components.core.errors import RunFailed
 from components.core.plans import Decision
 from components.core.registry import LostRace, Registry
 from components.core.runs import Run, open_run, perform
 from components.core.storage import to_json
+from components.promote.bundle import file_evidence
 
 ACTOR = "pipeline"
 
 
 def promote(config_path: str, run_id: str, window: str, challenger: str, rung: int) -> Outcome:
-    """Make the challenger the champion: verify its files, then append one record to the ledger.
+    """Make the challenger the champion: verify its files, file the evidence, then append one record to the ledger.
 
     If another run has changed the champion since this challenger was judged, nothing is promoted: the outcome is
     `held`, and the next run judges against the new champion. In manual mode (`decision.mode`) nothing is promoted
@@ -36,10 +37,11 @@ def _promote(record: Run, window: str, challenger: str, rung: int) -> Outcome:
             next_command="run again; report this as a bug of the graph",
         )
     registry.verify_version(challenger)
+    evidence = file_evidence(record, registry, verdict, rung, ACTOR)
     if record.config.decision.mode == "manual":
-        return _wait(record, verdict)
+        return _wait(record, verdict, evidence)
     try:
-        entry = _append(registry, record, "promotion", window, verdict)
+        entry = _append(registry, record, "promotion", window, verdict, evidence)
     except LostRace as race:
         return Outcome(
             outcome="held",
@@ -54,17 +56,19 @@ def _promote(record: Run, window: str, challenger: str, rung: int) -> Outcome:
         champion_after=challenger,
         ledger_number=entry.number,
         ledger_digest=registry.record_digest(entry.number),
+        evidence=entry.evidence,
         reason=verdict.findings,
     )
 
 
-def _wait(record: Run, verdict: Verdict) -> Outcome:
+def _wait(record: Run, verdict: Verdict, evidence: EvidenceBundle) -> Outcome:
     command = f"retrain approve {record.run_id} --reason TEXT"
     return Outcome(
         outcome="waiting",
         champion_before=verdict.champion,
         champion_after=verdict.champion,
         ledger_number=None,
+        evidence=evidence.digest,
         reason=f"Challenger {verdict.challenger[:12]} waits for approval ({command}). {verdict.findings}",
     )
 
@@ -128,7 +132,14 @@ def _turn_down(record: Run, window: str, rung: int) -> Outcome:
     )
 
 
-def _append(registry: Registry, record: Run, kind: LedgerKind, window: str, verdict: Verdict) -> LedgerRecord:
+def _append(
+    registry: Registry,
+    record: Run,
+    kind: LedgerKind,
+    window: str,
+    verdict: Verdict,
+    evidence: EvidenceBundle | None = None,
+) -> LedgerRecord:
     return registry.append(
         kind,
         verdict.challenger,
@@ -137,4 +148,5 @@ def _append(registry: Registry, record: Run, kind: LedgerKind, window: str, verd
         run_id=record.run_id,
         actor=ACTOR,
         reason=verdict.findings,
+        evidence=evidence.digest if evidence else None,
     )

@@ -9,9 +9,11 @@ from html import escape
 
 from prometheus_client import CollectorRegistry, generate_latest
 
-from components.core.contracts import RunReport
+from components.core.contracts import Outcome, RunReport
 from components.core.errors import RetrainError
+from components.core.events import announce
 from components.core.metrics import RunMetrics
+from components.core.registry import Registry
 from components.core.runs import Run, StepRecord, open_run
 from components.report.summary import summarise
 
@@ -40,12 +42,16 @@ def run(config_path: str, run_id: str, state: str) -> tuple[RunReport, str]:
 
 
 def tell(record: Run) -> RunReport:
-    """File and push a run's row and metrics, from its other records: again where those have changed since."""
+    """File and push a run's row and metrics, and announce what it did to the model, from its other records: again where
+    those have changed since."""
     started, clock = datetime.now(UTC), time.monotonic()
     report = summarise(record, ended=True)
     # Derived, so replaced: a run that is retried from the UI, or approved, is told anew.
     record.replace(StepRecord(step="report", started=started, seconds=time.monotonic() - clock, document=report))
     _tell_metrics(record, report)
+    outcome = record.read("outcome", Outcome)
+    if outcome and outcome.ledger_number:
+        announce(record.config, Registry(record.store, report.model).record(outcome.ledger_number))
     return report
 
 

@@ -5,40 +5,31 @@ from __future__ import annotations
 import getpass
 import json
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from typer.testing import CliRunner
 
-from components.core.config import load_config
 from components.core.contracts import (
-    CheckResult,
     LedgerRecord,
-    Lineage,
     Outcome,
-    RunParameters,
     RunReport,
-    StepDocument,
     Verdict,
-    WindowDocument,
 )
 from components.core.errors import ConfigurationError, IntegrityError
-from components.core.recipes import Recipe
+from components.core.plans import Decision
 from components.core.registry import Registry
-from components.core.runs import Run, StepRecord
-from components.core.storage import DirectoryStore, to_json
+from components.core.runs import Run
+from components.core.storage import DirectoryStore
 from components.promote import step
 from components.promote.approval import approve_run
 from components.report.step import tell
+from pipelines.audit import verify_version
 from pipelines.cli import app
-from pipelines.status import approve, verify_version
-
-CHECK = CheckResult(
-    name="not worse on old", passed=True, conclusive=True, value=0.0, bound=-0.01, threshold=-0.02, sentence="As good."
-)
+from pipelines.status import approve
+from tests.unit import promotion
+from tests.unit.promotion import CHECK, begin, evaluation, file, save
 
 
 @pytest.fixture
@@ -47,10 +38,7 @@ def config_path(tmp_path: Path) -> Path:
 
 
 def write_config(folder: Path, model: str = "m", mode: str = "manual") -> Path:
-    path = folder / f"{model}.yaml"
-    sections = {"store": {"uri": "store"}, "model": model, "dataset": "d", "decision": {"mode": mode}}
-    path.write_text(yaml.safe_dump(sections))
-    return path
+    return promotion.write_config(folder, f"{model}.yaml", model=model, decision={"mode": mode})
 
 
 @pytest.fixture
@@ -58,40 +46,13 @@ def registry(tmp_path: Path) -> Registry:
     return Registry(DirectoryStore(tmp_path / "store"), "m")
 
 
-def file(run: Run, name: str, document: StepDocument) -> None:
-    run.write(StepRecord(step=name, started=datetime.now(UTC), seconds=1.0, document=document))
-
-
-def save(registry: Registry, weights: bytes) -> str:
-    recipe = Recipe(epochs=1, learning_rate=0.1)
-    lineage = Lineage(
-        parent=None, windows=(), strategy="retrain", hyperparameters=recipe, seed=0, package="retrain-pipeline"
-    )
-    return registry.save_version({"weights": weights, "lineage.json": to_json(lineage)})
-
-
 def judged(config_path: Path, run_id: str, version: str, champion: str | None = None, window: str = "w") -> Run:
     """A run as far as its gate: the first attempt was no good, the second passed."""
-    config = load_config(config_path)
-    run = Run(DirectoryStore(Path(config.store.uri)), run_id)
-    run.begin(config, RunParameters(run_id=run_id, model=config.model, dataset="d", source="may", strategy="auto"))
-    came = WindowDocument(
-        id=window,
-        dataset="d",
-        source="may",
-        created=datetime.now(UTC),
-        rows=0,
-        usable=0,
-        train_rows=0,
-        holdout_rows=0,
-        image_bytes=0,
-        class_counts={},
-        status_counts={},
-        manifest="manifest.parquet",
-        files={},
-    )
-    file(run, "ingest", came)
+    run, _ = begin(config_path, run_id)
+    file(run, "ingest", promotion.window(window))
+    file(run, "decide", Decision(action="train", rule="r", reasons=("because",), champion=champion))
     file(run, "gate-1", Verdict(verdict="escalate", challenger="0" * 32, champion=champion, checks=(CHECK,)))
+    file(run, "evaluate-2", evaluation(version, champion))
     file(run, "gate-2", Verdict(verdict="promote", challenger=version, champion=champion, checks=(CHECK,)))
     return run
 
@@ -151,6 +112,32 @@ def test_outcome_of_an_approved_run_names_the_approver_and_witnesses_the_promoti
     assert told.ledger_number == promotion.number == 2
     registry.check_witness(2, told.ledger_digest)
     assert (after.started, after.seconds) == (before.started, before.seconds), "waiting is no time of the run"
+
+
+def test_approval_rests_on_the_evidence_that_was_filed_when_the_run_began_to_wait(
+    config_path: Path, registry: Registry
+):
+    run = waiting(config_path, "one", save(registry, b"1"))
+    evidence = run.need("outcome", Outcome).evidence
+    assert registry.evidence(evidence).verify().files
+    assert approved(registry, "one").evidence == evidence
+    assert run.need("outcome", Outcome).evidence == evidence
+
+
+def test_evidence_that_was_tampered_with_while_the_run_waited_stops_the_approval(config_path: Path, registry: Registry):
+    run = waiting(config_path, "one", save(registry, b"1"))
+    evidence = run.need("outcome", Outcome).evidence
+    registry.store.put(f"models/m/evidence/{evidence}/card.md", b"better")
+    with pytest.raises(IntegrityError, match=r"card\.md"):
+        approved(registry, "one")
+    assert registry.ledger() == []
+
+
+def test_run_that_waits_since_before_there_was_evidence_is_approved_without(config_path: Path, registry: Registry):
+    run = waiting(config_path, "one", save(registry, b"1"))
+    record = run.record("outcome", Outcome)
+    run.replace(record.model_copy(update={"document": record.document.model_copy(update={"evidence": None})}))
+    assert approved(registry, "one").evidence is None
 
 
 def test_approving_twice_promotes_once_and_keeps_the_first_name(config_path: Path, registry: Registry):

@@ -3,31 +3,20 @@
 from __future__ import annotations
 
 import json
-from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-import yaml
 
-from components.core.config import load_config
-from components.core.contracts import CheckResult, Failure, Outcome, RunParameters, StepDocument, Verdict
+from components.core.contracts import Failure, Outcome
 from components.core.errors import IntegrityError, RunFailed
 from components.core.plans import Decision
-from components.core.registry import Registry
-from components.core.runs import Run, StepRecord
-from components.core.storage import open_store
 from components.promote import step
-
-CHECK = CheckResult(
-    name="not worse on old", passed=True, conclusive=True, value=0.0, bound=-0.01, threshold=-0.02, sentence="As good."
-)
+from tests.unit.promotion import begin, file, judged, save, write_config
 
 
 @pytest.fixture
 def config_path(tmp_path: Path) -> Path:
-    path = tmp_path / "retrain.yaml"
-    path.write_text(yaml.safe_dump({"store": {"uri": "store"}, "model": "m", "dataset": "d"}))
-    return path
+    return write_config(tmp_path)
 
 
 @pytest.fixture
@@ -36,24 +25,9 @@ def manual_path(config_path: Path) -> Path:
     return config_path
 
 
-def begin(config_path: Path, run_id: str) -> tuple[Run, Registry]:
-    config = load_config(config_path)
-    run = Run(open_store(config.store), run_id)
-    run.begin(config, RunParameters(run_id=run_id, model="m", dataset="d", source="s", strategy="auto"))
-    return run, Registry(run.store, "m")
-
-
-def file(run: Run, name: str, document: StepDocument) -> None:
-    run.write(StepRecord(step=name, started=datetime.now(UTC), seconds=0.0, document=document))
-
-
-def judged(run: Run, version: str, champion: str | None, word: str = "promote") -> None:
-    file(run, "gate-1", Verdict(verdict=word, challenger=version, champion=champion, checks=(CHECK,)))
-
-
 def test_promotion_is_one_record_and_repeating_the_step_adds_none(config_path: Path):
     run, registry = begin(config_path, "one")
-    version = registry.save_version({"weights": b"1"})
+    version = save(registry, b"1")
     judged(run, version, None)
     first = step.promote(str(config_path), "one", "w", version, 1)
     assert (first.outcome, first.champion_after, first.ledger_number) == ("promoted", version, 1)
@@ -64,7 +38,7 @@ def test_promotion_is_one_record_and_repeating_the_step_adds_none(config_path: P
 @pytest.mark.parametrize("word", ["promote", "reject", "hold"])
 def test_outcome_bears_witness_to_its_ledger_record(config_path: Path, word: str):
     run, registry = begin(config_path, "one")
-    version = registry.save_version({"weights": b"1"})
+    version = save(registry, b"1")
     judged(run, version, None, word)
     if word == "promote":
         told = step.promote(str(config_path), "one", "w", version, 1)
@@ -81,7 +55,7 @@ def test_outcome_bears_witness_to_its_ledger_record(config_path: Path, word: str
 
 def test_step_cut_off_between_ledger_and_record_promotes_once(config_path: Path):
     run, registry = begin(config_path, "one")
-    version = registry.save_version({"weights": b"1"})
+    version = save(registry, b"1")
     judged(run, version, None)
     step.promote(str(config_path), "one", "w", version, 1)
     run.store.delete(run.key("outcome.json"))  # as if the pod was lost after the ledger was written
@@ -93,7 +67,7 @@ def test_step_cut_off_between_ledger_and_record_promotes_once(config_path: Path)
 def test_slower_run_is_held_and_the_faster_champion_stays(config_path: Path):
     slow, registry = begin(config_path, "slow")
     fast, _ = begin(config_path, "fast")
-    mine, theirs = registry.save_version({"weights": b"1"}), registry.save_version({"weights": b"2"})
+    mine, theirs = save(registry, b"1"), save(registry, b"2")
     judged(slow, mine, None)
     judged(fast, theirs, None)
     step.promote(str(config_path), "fast", "w", theirs, 1)
@@ -104,7 +78,7 @@ def test_slower_run_is_held_and_the_faster_champion_stays(config_path: Path):
 
 def test_tampered_challenger_is_not_promoted(config_path: Path):
     run, registry = begin(config_path, "one")
-    version = registry.save_version({"weights": b"1"})
+    version = save(registry, b"1")
     judged(run, version, None)
     run.store.put(f"models/m/versions/{version}/weights", b"2")
     with pytest.raises(IntegrityError, match="weights"):
@@ -115,7 +89,7 @@ def test_tampered_challenger_is_not_promoted(config_path: Path):
 
 def test_manual_mode_leaves_the_challenger_waiting_and_names_the_command(manual_path: Path):
     run, registry = begin(manual_path, "one")
-    champion, version = registry.save_version({"weights": b"0"}), registry.save_version({"weights": b"1"})
+    champion, version = save(registry, b"0"), save(registry, b"1")
     keys = {"window": "w", "run_id": "zero", "actor": "tests", "reason": "because"}
     first = registry.append("promotion", champion, expected_champion=None, **keys)
     judged(run, version, champion)
@@ -129,7 +103,7 @@ def test_manual_mode_leaves_the_challenger_waiting_and_names_the_command(manual_
 
 def test_mode_is_the_one_of_the_runs_beginning(config_path: Path):
     run, registry = begin(config_path, "one")
-    version = registry.save_version({"weights": b"1"})
+    version = save(registry, b"1")
     judged(run, version, None)
     config_path.write_text(config_path.read_text() + "decision: {mode: manual}\n")
     assert step.promote(str(config_path), "one", "w", version, 1).outcome == "promoted"
@@ -137,7 +111,7 @@ def test_mode_is_the_one_of_the_runs_beginning(config_path: Path):
 
 def test_tampered_challenger_does_not_wait_either(manual_path: Path):
     run, registry = begin(manual_path, "one")
-    version = registry.save_version({"weights": b"1"})
+    version = save(registry, b"1")
     judged(run, version, None)
     run.store.put(f"models/m/versions/{version}/weights", b"2")
     with pytest.raises(IntegrityError, match="weights"):
@@ -148,7 +122,7 @@ def test_tampered_challenger_does_not_wait_either(manual_path: Path):
 @pytest.mark.parametrize("word", ["reject", "hold", "escalate"])
 def test_challenger_that_the_gate_did_not_pass_is_not_promoted(config_path: Path, word: str):
     run, registry = begin(config_path, "one")
-    version = registry.save_version({"weights": b"1"})
+    version = save(registry, b"1")
     judged(run, version, None, word)
     with pytest.raises(RunFailed, match=f"'{word}' of {version}"):
         step.promote(str(config_path), "one", "w", version, 1)
@@ -159,7 +133,7 @@ def test_challenger_that_the_gate_did_not_pass_is_not_promoted(config_path: Path
 
 def test_challenger_that_was_not_judged_is_not_promoted(config_path: Path):
     run, registry = begin(config_path, "one")
-    passed, other = registry.save_version({"weights": b"1"}), registry.save_version({"weights": b"2"})
+    passed, other = save(registry, b"1"), save(registry, b"2")
     judged(run, passed, None)
     with pytest.raises(RunFailed, match=f"{passed}, and {other} was to be promoted"):
         step.promote(str(config_path), "one", "w", other, 1)
@@ -172,7 +146,7 @@ def test_challenger_that_is_turned_down_is_in_the_ledger_and_champion_stays(
     config_path: Path, word: str, kind: str, outcome: str
 ):
     run, registry = begin(config_path, "one")
-    champion, version = registry.save_version({"weights": b"0"}), registry.save_version({"weights": b"1"})
+    champion, version = save(registry, b"0"), save(registry, b"1")
     judged(run, champion, None)
     step.promote(str(config_path), "one", "w", champion, 1)
     next_run, _ = begin(config_path, "two")
