@@ -96,8 +96,8 @@ def test_pods_get_what_the_pod_of_the_step_gets():
         (key["envVar"], {"name": secret["secretName"], "key": key["secretKey"], "optional": secret["optional"]})
         for key in secret["keyToEnv"]
     ]
-    # The port is for the step's own pod: a job's pods may share a node's network.
-    own = [e for e in environment if e["name"] != "RETRAIN_METRICS_PORT"]
+    # The port is for the step's own pod: a job's pods may share a node's network. The image's name is for promotions.
+    own = [e for e in environment if e["name"] not in ("RETRAIN_METRICS_PORT", "RETRAIN_IMAGE")]
     assert [e for e in spec["trainer"]["env"] if "value" in e] == own
 
 
