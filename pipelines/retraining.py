@@ -36,7 +36,8 @@ def attempt(config: str, window: str, gpu_type: str, gpu_count: str, rung: int =
     evaluated = heavy(evaluate(**at, window=window, challenger=challenger))
     verdict = light(gate(**at, evaluation=evaluated.outputs["Output"])).outputs["Output"]
     with dsl.If(verdict == "promote", name="no-regression"):
-        light(promote(**at, window=window, challenger=challenger, verdict=verdict))
+        # Heavy: where another run promotes first, it evaluates and gates against the new champion.
+        heavy(promote(**at, window=window, challenger=challenger, verdict=verdict))
     if rung < MAX_RUNGS:
         with dsl.Elif(verdict == "escalate", name="escalate"):
             attempt(config, window, gpu_type, gpu_count, rung + 1)

@@ -403,6 +403,15 @@ class GateConfig(Section):
         return min(1.0, 2 * self.old_margin) if self.forgetting_budget is None else self.forgetting_budget
 
 
+class PromotionConfig(Section):
+    """How a challenger that passed the gate becomes the champion."""
+
+    max_tries: Annotated[int, Field(ge=1, le=10)] = 3
+    """Tries to enter the ledger, the first included. Where another run promotes first, the challenger is evaluated and
+    gated against that new champion before the next try; after the last one it is held. Each costs an evaluation, and
+    is judged more strictly than the one before."""
+
+
 class ReportConfig(Section):
     """Where the outcome is told."""
 
@@ -429,6 +438,7 @@ class Config(Section):
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     gate: GateConfig = GateConfig()
+    promotion: PromotionConfig = PromotionConfig()
     report: ReportConfig = ReportConfig()
 
     @model_validator(mode="after")

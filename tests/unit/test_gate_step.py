@@ -22,6 +22,7 @@ from components.core.contracts import (
 )
 from components.core.plans import Decision, Forecast, Rung
 from components.core.recipes import RECIPES
+from components.core.rematches import Rematch
 from components.core.runs import Run, StepRecord
 from components.core.storage import open_store
 from components.gate import step
@@ -148,3 +149,27 @@ def test_repeating_the_step_gives_the_verdict_on_record(config_path: Path):
     first = step.run(str(config_path), "one", 1)
     end(begin(config_path, "two"), "hold")
     assert step.run(str(config_path), "one", 1) == first
+
+
+def test_rematch_is_judged_as_a_run_of_its_own_that_comes_after(config_path: Path):
+    run = begin(config_path, "one", anchor="root")
+    assert step.run(str(config_path), "one", 2).level == pytest.approx(0.0225)
+    file(run, "evaluate-2-rematch-1", run.need("evaluate-2", Evaluation))
+    rematch = step.run(str(config_path), "one", 2, Rematch(number=1, champion="a"))
+    assert rematch.level == pytest.approx(0.0045)  # one attempt, nine tenths of the tenth that the first left
+    assert rematch.word == "hold"  # the last rung or not, there is none to climb to
+    looks = step.count_looks(run, run.need("evaluate-2", Evaluation), 1, 2)
+    assert (looks.rungs, looks.same_window, looks.same_anchor) == (1, 2, 2)
+
+
+@pytest.mark.parametrize(("last", "counted"), [("reject", 3), ("promote", 0)])
+def test_rematches_of_another_run_count_as_looks_unless_it_passed_in_the_end(
+    config_path: Path, last: VerdictWord, counted: int
+):
+    other = begin(config_path, "other", anchor="root")
+    end(other, "promote")
+    for number, word in enumerate(("promote", last), start=1):
+        file(other, f"gate-1-rematch-{number}", Verdict(verdict=word, challenger="b", champion="a", checks=()))
+    run = begin(config_path, "now", anchor="root")
+    looks = step.count_looks(run, run.need("evaluate-1", Evaluation), 2)
+    assert (looks.same_window, looks.same_anchor) == (counted, 3)
