@@ -378,13 +378,17 @@ class House:
         self.config.write_text(yaml.safe_dump(configuration(collection)))
         self.runs = 0
         known = [Item(*p) for p in collection.first if p[1] != collection.unseen]
-        from components.core.contracts import TrainingSummary
+        from components.core.contracts import TrainingSummary, Verdict
         from components.core.plans import Decision
+        from components.core.rematches import Rematch
         from components.core.runs import open_run
         from components.evaluate.step import run as evaluate
         from components.gate.step import run as gate
         from components.promote.step import promote
         from components.train.step import run as train
+
+        def nobody(rematch: Rematch) -> Verdict:
+            raise AssertionError(f"one run at a time, and {rematch}")
 
         run_id, window = self.judge(known)
         record = open_run(str(self.config), run_id)
@@ -394,7 +398,7 @@ class House:
         evaluate(str(self.config), run_id, window, version, 1)
         verdict = gate(str(self.config), run_id, 1)
         assert verdict.verdict == "promote", verdict.sentence
-        promote(str(self.config), run_id, window, version, 1)
+        promote(str(self.config), run_id, window, version, 1, nobody)
 
     def judge(self, items: list[Item]) -> tuple[str, str]:
         """Write, ingest, validate, detect drift, decide. Returns the ids of run and window."""

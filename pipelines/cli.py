@@ -117,6 +117,19 @@ def status(config: ConfigPath = DEFAULT_CONFIG, as_json: AsJson = False) -> None
 
 
 @app.command()
+def history(config: ConfigPath = DEFAULT_CONFIG, as_json: AsJson = False) -> None:
+    """Show the ledger: every promotion, rejection, hold, approval and release, who did it and why."""
+    from pipelines.history import print_history, read_history
+
+    records = read_history(config)
+    if as_json:
+        for record in records:
+            typer.echo(record.model_dump_json())
+    else:
+        print_history(records)
+
+
+@app.command()
 def explain(
     run: Annotated[str, typer.Argument(help="A run of `retrain status`; the start of its id is enough.")],
     config: ConfigPath = DEFAULT_CONFIG,
@@ -254,6 +267,27 @@ def export(
         output.write_text(service)
     else:
         typer.echo(service, nl=False)
+
+
+@app.command()
+def doctor(
+    config: ConfigPath = DEFAULT_CONFIG,
+    race: Annotated[
+        bool, typer.Option("--race", help="Also let 50 writers create one object at once, ten times.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Check that the store keeps what it answers. Exit code 1: nothing can be promoted on it."""
+    from pipelines.doctor import examine, print_findings
+
+    findings = examine(config, race=race)
+    if as_json:
+        for finding in findings:
+            typer.echo(finding.model_dump_json())
+    else:
+        print_findings(findings)
+    if any(finding.required and not finding.passed for finding in findings):
+        raise typer.Exit(1)
 
 
 @app.command(name="compile")

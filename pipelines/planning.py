@@ -14,9 +14,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from components.core.config import MAX_RUNGS, load_config
-from components.core.contracts import Evaluation, Outcome, TrainingSummary, Verdict
+from components.core.contracts import Evaluation, Outcome, TrainingSummary
 from components.core.errors import ConfigurationError, IntegrityError
 from components.core.plans import Decision, find_plan
+from components.core.rematches import last_judgement
 from components.core.runs import Run
 from components.core.storage import open_store
 from components.decide.backtest import PastRun, replay, summarise
@@ -227,7 +228,8 @@ def _attempts(run: Run, plan: Decision) -> Iterator[Attempt]:
         step = run.record(f"train-{number}", TrainingSummary)
         if step is None:
             return
-        evaluation, verdict = run.read(f"evaluate-{number}", Evaluation), run.read(f"gate-{number}", Verdict)
+        evaluation = run.read(f"evaluate-{number}", Evaluation)  # the first: the forecast was about the plan's champion
+        _, verdict = last_judgement(run, number)
         yield Attempt(
             strategy=rung.strategy,
             gain_expected=rung.forecast.gain,

@@ -36,6 +36,7 @@ def attempt(config: str, window: str, gpu_type: str, gpu_count: str, rung: int =
     evaluated = heavy(evaluate(**at, window=window, challenger=challenger))
     verdict = light(gate(**at, evaluation=evaluated.outputs["Output"])).outputs["Output"]
     with dsl.If(verdict == "promote", name="no-regression"):
+        # Heavy: where another run promotes first, it evaluates and gates against the new champion.
         promoting(promote(**at, window=window, challenger=challenger, verdict=verdict))
     if rung < MAX_RUNGS:
         with dsl.Elif(verdict == "escalate", name="escalate"):

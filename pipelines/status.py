@@ -154,7 +154,7 @@ def print_runs(console: Console, reports: list[RunReport]) -> None:
     console.print(table)
     console.print(
         "[dim]#: training attempts. old %, new %: accuracy of champion→challenger on each holdout, on rows of classes "
-        "both know; in brackets the champion's on its reference and on the whole window.[/dim]"
+        "that the champion knows; in brackets the champion's on its reference and on the whole window.[/dim]"
     )
     for r in reports:
         rule = f" ({r.rule})" if r.rule else ""

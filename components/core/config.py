@@ -406,8 +406,13 @@ class GateConfig(Section):
 
 
 class PromotionConfig(Section):
-    """What a promotion files as evidence, beside weights, evaluation, verdict, plan and card."""
+    """How a challenger that passed the gate becomes the champion, and what is filed as evidence of it, beside weights,
+    evaluation, verdict, plan and card."""
 
+    max_tries: Annotated[int, Field(ge=1, le=10)] = 3
+    """Tries to enter the ledger, the first included. Where another run promotes first, the challenger is evaluated and
+    gated against that new champion before the next try; after the last one it is held. Each costs an evaluation, and
+    is judged more strictly than the one before."""
     exports: tuple[Literal["onnx", "torch.export"], ...] = ("onnx", "torch.export")
     """Graphs of the model, normalisation included, that servers load without this package. Each is compared with torch
     on held-out images before it is accepted. Half a minute each at most for usual networks; []: none."""

@@ -327,8 +327,9 @@ class TrainingSummary(StepDocument):
 
 
 class PairedOutcome(Document):
-    """Champion and challenger on the same rows of classes that both know: the four cells of the paired table.
+    """Champion and challenger on the same rows of classes that the champion knows: the four cells of the paired table.
 
+    A class that only the champion knows is one that the challenger gets wrong: it was trained before that came in.
     `design_effect`: how many rows tell as much as one independent row would of the difference, at least 1: above it
     where rows come in groups (`manifest.parquet`'s `group`)."""
 
@@ -369,7 +370,7 @@ class ClassRecall(Document):
 
 class SliceScores(Document):
     """A part of a holdout: rows whose `by` (class, window, a manifest column or a band of it) is `value`. `rows` and
-    `correct` are the challenger's over all of them, `paired` covers classes that both know."""
+    `correct` are the challenger's over all of them, `paired` covers classes that the champion knows."""
 
     by: str
     value: str
@@ -385,10 +386,10 @@ class HoldoutScores(Document):
     `champion_confusion` is the champion's, over the rows of classes that it knows. `design_effect` as in
     `PairedOutcome`, of the challenger's accuracy.
 
-    `by_class`: the paired outcome of the rows of each class that both know; `by_window` the same of each window, oldest
-    first. `calibration_error`: the challenger's expected calibration error on rows of classes that both know (all rows
-    while there is no champion), in [0, 1]; `champion_calibration_error` the champion's on the same. None, and empty,
-    where it was not measured."""
+    `by_class`: the paired outcome of the rows of each class that the champion knows; `by_window` the same of each
+    window, oldest first. `calibration_error`: the challenger's expected calibration error on rows of classes that the
+    champion knows (all rows while there is no champion), in [0, 1]; `champion_calibration_error` the champion's on the
+    same. None, and empty, where it was not measured."""
 
     rows: int
     correct: int
@@ -411,8 +412,8 @@ class HoldoutScores(Document):
 
 
 class Accuracies(Document):
-    """Accuracies in [0, 1] of both models on the same held-out rows, of classes that both know. While there is no
-    champion, the challenger's are over all rows. None where nothing was evaluated."""
+    """Accuracies in [0, 1] of both models on the same held-out rows, of classes that the champion knows. While there is
+    no champion, the challenger's are over all rows. None where nothing was evaluated."""
 
     champion_old: float | None = None
     challenger_old: float | None = None
@@ -422,7 +423,7 @@ class Accuracies(Document):
 
 class AnchorScores(Document):
     """The challenger against the anchor (`version`, in the champion's place of `paired`): the last version that was
-    trained from scratch. On the holdout of the anchor's windows, of classes that both know."""
+    trained from scratch. On the holdout of the anchor's windows, of classes that the anchor knows."""
 
     version: str
     paired: PairedOutcome
@@ -506,7 +507,11 @@ class Evaluation(StepDocument):
                 return f"{name} holdout: no rows."
             before = scores.paired.champion_accuracy
             known = scores.paired.challenger_accuracy
-            versus = "" if before is None or known is None else f", {before:.1%} to {known:.1%} on classes both know"
+            versus = (
+                ""
+                if before is None or known is None
+                else f", {before:.1%} to {known:.1%} on classes the champion knows"
+            )
             return f"{name} holdout: {scores.accuracy:.1%} of {scores.rows} rows{versus}."
 
         return f"{side('Old', self.old)} {side('New', self.new)}"

@@ -3,7 +3,8 @@
     RetrainError
     ├── ConfigurationError      fix the configuration or the call        exit code 2
     │   ├── StoreUnreachable    fix the address, the network or the credentials
-    │   └── ConditionUnsupported   use a store that keeps conditional writes
+    │   ├── ConditionUnsupported   use a store that keeps conditional writes
+    │   └── UnsoundStore        the same: it says that it did, and did not
     ├── DataError               fix the data                             exit code 2
     │   ├── SourceError         what was delivered is not a folder of images
     │   ├── IntegrityError      stored bytes are not the bytes that were written
@@ -56,6 +57,10 @@ class StoreUnreachable(ConfigurationError):
 
 class ConditionUnsupported(ConfigurationError):
     """The store answered that it does not implement a conditional write."""
+
+
+class UnsoundStore(ConfigurationError):
+    """The store answers that it did what it did not: a ledger in it could lose or swap records unnoticed."""
 
 
 class DataError(RetrainError):

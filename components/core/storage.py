@@ -17,6 +17,7 @@ import random
 import shutil
 import tempfile
 import time
+from base64 import b64encode
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
 M = TypeVar("M", bound=BaseModel)
 TEMPORARY = ".tmp"  # folder of a directory store in which files are written before they get their name
+STALE_ETAG = "stale ETag"
 
 
 class KeyMissing(Exception):
@@ -117,6 +119,14 @@ class ObjectStore(Protocol):
 
     def discard(self, write: UnfinishedWrite) -> None:
         """Remove what is there of a write; a missing one is no error. A write that still is under way fails."""
+
+    def tempt(self, key: str) -> dict[str, bool]:
+        """Try writes over an object that a sound store refuses: under an ETag that is not the object's, with a checksum
+        that is not the data's. Each would leave its own name as the object's content.
+
+        Returns:
+            For each by name, whether the store refused.
+        """
 
     def check_reachable(self, *, write: bool) -> None:
         """Prove that the store answers, without changing it.
@@ -280,6 +290,9 @@ class DirectoryStore:
 
     def discard(self, write: UnfinishedWrite) -> None:
         (self.root / TEMPORARY / write.handle).unlink(missing_ok=True)
+
+    def tempt(self, key: str) -> dict[str, bool]:
+        return {STALE_ETAG: not self.put_if_match(key, STALE_ETAG.encode(), sha256_hex(b"never there"))}
 
     def check_reachable(self, *, write: bool) -> None:
         folder = self.root if self.root.exists() else self.root.parent
@@ -492,6 +505,31 @@ class S3Store:
     def discard(self, write: UnfinishedWrite) -> None:
         with suppress(KeyMissing), self._errors(write.name):
             self._client.abort_multipart_upload(**self._at(write.name), UploadId=write.handle)
+
+    def tempt(self, key: str) -> dict[str, bool]:
+        stale, digest = hashlib.md5(b"never there", usedforsecurity=False), hashlib.sha256(b"other data")
+        other = hashlib.md5(b"other data", usedforsecurity=False)
+        lures = {
+            STALE_ETAG: {"IfMatch": f'"{stale.hexdigest()}"'},
+            "stale ETag without quotes": {"IfMatch": stale.hexdigest()},
+            "wrong MD5": {"ContentMD5": b64encode(other.digest()).decode()},
+            "wrong SHA-256": {"ChecksumSHA256": b64encode(digest.digest()).decode()},
+        }
+        return {name: self._refuses(key, name.encode(), lure) for name, lure in lures.items()}
+
+    def _refuses(self, key: str, data: bytes, lure: dict[str, str]) -> bool:
+        from botocore.exceptions import ClientError, ConnectionClosedError
+
+        with self._errors(key):
+            try:
+                self._client.put_object(**self._at(key), Body=data, **lure)
+            except ConnectionClosedError:
+                return True  # over TLS some servers hang up on a request that they refuse
+            except ClientError as error:
+                if error.response["ResponseMetadata"]["HTTPStatusCode"] in (400, 409, 412, 501):
+                    return True
+                raise
+        return False
 
     def check_reachable(self, *, write: bool) -> None:
         next(self.list_objects(), None)

@@ -99,8 +99,8 @@ def _probabilities(logits: Tensor, model: Classifier, version: str, digests: Seq
 class Answers:
     """n held-out rows and what up to three models say of them.
 
-    `rows` of `read_holdout`; `classes` of the challenger, the champion's first. The champion is None while there is
-    none, the anchor where it is the champion.
+    `rows` of `read_holdout`; `classes` of champion and challenger, the champion's first: a row of a class that only one
+    of them knows is wrong for the other. The champion is None while there is none, the anchor where it is the champion.
     """
 
     rows: pa.Table

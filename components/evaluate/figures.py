@@ -60,7 +60,7 @@ def _table(confusion: Confusion, place: dict[int, int], size: int) -> list[list[
 
 
 def _holdout_figures(scores: HoldoutScores) -> dict[str, float | None]:
-    """Of rows of classes that both know; of all rows while there is no champion."""
+    """Of rows of classes that the champion knows; of all rows while there is no champion."""
     now, was, paired = known_rows(scores), scores.champion_confusion, scores.paired
     return {
         "challenger_balanced_accuracy": balanced_accuracy(now),

@@ -18,7 +18,8 @@ def measure_holdout(answers: Answers, config: EvaluationConfig) -> HoldoutScores
     champion = answers.champion
     before = champion.among(answers.classes) if champion else None
     known = len(champion.classes) if champion else 0
-    scores = score_holdout(answers.labels, answers.challenger.answers, before, answers.classes, known, answers.groups)
+    after = answers.challenger.among(answers.classes)
+    scores = score_holdout(answers.labels, after, before, answers.classes, known, answers.groups)
     now, was = confidence_bins(answers)
     return scores.model_copy(
         update={
@@ -31,8 +32,8 @@ def measure_holdout(answers: Answers, config: EvaluationConfig) -> HoldoutScores
 
 
 def confidence_bins(answers: Answers) -> tuple[list[Bin], list[Bin]]:
-    """Challenger's and champion's rows by confidence, of classes that both know; all rows, and no champion's, while
-    there is none."""
+    """Challenger's and champion's rows by confidence, of classes that the champion knows; all rows, and no champion's,
+    while there is none."""
     champion = answers.champion
     known = answers.known_to(champion) if champion else torch.ones(len(answers), dtype=torch.bool)
 
@@ -43,7 +44,7 @@ def confidence_bins(answers: Answers) -> tuple[list[Bin], list[Bin]]:
 
 
 def measure_anchor(answers: Answers, windows: tuple[str, ...]) -> AnchorScores | None:
-    """Compare the challenger with the anchor on the rows of the anchor's windows, of classes that both know.
+    """Compare the challenger with the anchor on the rows of the anchor's windows, of classes that the anchor knows.
 
     Args:
         answers: Of both holdouts.

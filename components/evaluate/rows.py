@@ -21,7 +21,7 @@ def read_holdout(
     Args:
         old: Windows that the champion was trained on, as they arrived.
         new: The window of this run. What an old one holds too is left out of it.
-        classes: Rows with another label, or none yet, are left out.
+        classes: All that a model knows. Rows with another label, or none yet, are left out.
         columns: Of the manifest.
 
     Returns:

@@ -33,13 +33,13 @@ def score_holdout(
         labels: True classes, int64 in [0, classes), shape (n,).
         challenger: Its answers, int64 in [0, classes), shape (n,).
         champion: Its answers, int64 in [0, known_classes), shape (n,); None while there is no champion.
-        classes: Names in the order of the challenger's head; the champion's classes come first.
+        classes: Names of what either knows; the champion's classes come first.
         known_classes: How many of them the champion knows.
         groups: The group of each row, int64, shape (n,), from 0.
 
     Returns:
-        Paired cells over rows of classes both know, in all and class by class, counts of each class that only the
-        challenger knows, and confusion matrices.
+        Paired cells over rows of classes the champion knows, in all and class by class, counts of each class that only
+        the challenger knows, and confusion matrices.
     """
     right = challenger == labels
     confusion = count_answers(labels, challenger, len(classes))
@@ -141,7 +141,7 @@ def macro_f1(confusion: Confusion) -> float | None:
 
 
 def known_rows(scores: HoldoutScores) -> Confusion:
-    """The challenger's confusion matrix on rows of classes that both know; all of it while there is no champion."""
+    """The challenger's confusion matrix on rows of classes that the champion knows; all of it while there is none."""
     return scores.confusion if scores.champion_confusion is None else scores.confusion[: len(scores.champion_confusion)]
 
 

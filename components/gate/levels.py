@@ -15,6 +15,9 @@ attempts so far would not do: that adds up to 1 + 1/2 + 1/3 + ... times alpha. A
 count: if its challenger was bad, that was the one mistake that alpha allows; if it was good, nothing was tried in vain.
 So one that is killed between verdict and promotion costs the next one nothing.
 
+A *rematch*, where another run has promoted first, counts as a run of its own that comes after. Less would do if the
+race went by the clock alone, for a challenger must pass every judgement of its run; this holds however it is decided.
+
 *Runs against one anchor* share alpha, too, promoted or not: run number r spends alpha / (r (r + 1)), which adds up to
 alpha, and more slowly than tenths, for there are many such runs. Each challenger starts from a champion that was lucky
 on the anchor's rows, so without this the budget wears out (`benchmarks/gate.py`). The old holdout is looked at by
@@ -48,8 +51,9 @@ class Looks:
 
     Attributes:
         rungs: Attempts of the run's plan, from 1.
-        same_window: Runs that were judged on rows of the same window before, and whose first attempt did not pass.
-        same_anchor: Runs that were judged against the same anchor before.
+        same_window: Runs that were judged on rows of the same window before, and whose first attempt did not pass;
+            rematches count as runs.
+        same_anchor: Runs that were judged against the same anchor before; the same.
     """
 
     rungs: int = 1

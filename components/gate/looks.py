@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from components.core.contracts import Document, Evaluation
 from components.core.errors import IntegrityError
+from components.core.rematches import judgement_name
 from components.core.runs import Run
 from components.core.storage import get_json, to_json
 from components.gate.levels import Looks
@@ -21,15 +22,17 @@ class FailedLook(Document):
     sample: tuple[str, ...]
 
 
-def count_looks(record: Run, evaluation: Evaluation, rungs: int) -> Looks:
+def count_looks(record: Run, evaluation: Evaluation, rungs: int, rematch: int = 0) -> Looks:
     """How many other runs of the model were judged on rows of the same window and did not pass, and how many against
     the same anchor.
 
-    A look that cannot be read is left out, with a warning: a damaged object shall not stop every promotion to come.
+    A rematch is judged as a run of its own would be that comes after: one attempt, and a look more for each judgement
+    before it. A look that cannot be read is left out, with a warning: a damaged object shall not stop every promotion
+    to come.
     """
-    same_window, own = 0, _failed(record, record.run_id)
+    same_window = rematch
     for listed in record.store.list_objects(_failed(record, "")):
-        if listed.key == own:
+        if _of(listed.key, record):
             continue
         try:
             look = get_json(record.store, listed.key, FailedLook)
@@ -37,12 +40,11 @@ def count_looks(record: Run, evaluation: Evaluation, rungs: int) -> Looks:
             logger.warning("not counted among those that looked at these rows: %s", error.found)
             continue
         same_window += look is not None and _overlap(look.sample, evaluation.sample)
-    against = {listed.key for listed in record.store.list_objects(_anchor(record, evaluation, ""))}
-    return Looks(
-        rungs=rungs,
-        same_window=same_window,
-        same_anchor=len(against - {_anchor(record, evaluation, record.run_id)}) if evaluation.anchor else 0,
-    )
+    same_anchor = rematch
+    if evaluation.anchor:
+        against = record.store.list_objects(_anchor(record, evaluation.anchor.version, ""))
+        same_anchor += sum(not _of(listed.key, record) for listed in against)
+    return Looks(rungs=1 if rematch else rungs, same_window=same_window, same_anchor=same_anchor)
 
 
 def _overlap(first: Sequence[str], second: Sequence[str]) -> bool:
@@ -51,21 +53,30 @@ def _overlap(first: Sequence[str], second: Sequence[str]) -> bool:
     return len(set(first) & set(second)) >= min(LEAST_SHARED, len(first), len(second)) > 0
 
 
-def note_look(record: Run, evaluation: Evaluation, *, passed: bool) -> None:
-    """Write down that a run was judged; noting it again changes what was noted. Noted as failed before it is judged:
-    of two runs at the same time at least one sees the other."""
-    if evaluation.anchor:
-        record.store.put(_anchor(record, evaluation, record.run_id), b"")
-    if passed:
-        record.store.delete(_failed(record, record.run_id))
-    else:
-        record.store.put(_failed(record, record.run_id), to_json(FailedLook(sample=evaluation.sample)))
+def note_look(record: Run, evaluation: Evaluation, rematch: int = 0) -> None:
+    """Write down, before it is judged, that a run is: of two at the same time at least one sees the other. Noted as
+    failed; noting it again changes nothing."""
+    failed = to_json(FailedLook(sample=evaluation.sample))
+    for name in dict.fromkeys((judgement_name(record.run_id), judgement_name(record.run_id, rematch))):
+        record.store.put(_failed(record, name), failed)
+        if evaluation.anchor:
+            record.store.put(_anchor(record, evaluation.anchor.version, name), b"")
 
 
-def _failed(record: Run, run_id: str) -> str:
-    return f"looks/{record.config.model}/failed/{run_id}"
+def forget_failure(record: Run) -> None:
+    """The run passed at its first attempt."""
+    record.store.delete(_failed(record, record.run_id))
 
 
-def _anchor(record: Run, evaluation: Evaluation, run_id: str) -> str:
-    anchor = evaluation.anchor.version if evaluation.anchor else "none"
-    return f"looks/{record.config.model}/anchors/{anchor}/{run_id}"
+def _failed(record: Run, name: str) -> str:
+    return f"looks/{record.config.model}/failed/{name}"
+
+
+def _anchor(record: Run, anchor: str, name: str) -> str:
+    return f"looks/{record.config.model}/anchors/{anchor}/{name}"
+
+
+def _of(key: str, record: Run) -> bool:
+    """Whether a look is one of this run, first judgement or rematch."""
+    name = key.rpartition("/")[2]
+    return name == record.run_id or name.startswith(f"{record.run_id}-rematch-")

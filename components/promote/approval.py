@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from components.core.config import MAX_RUNGS
 from components.core.contracts import LedgerKind, LedgerRecord, Outcome, Verdict, WindowDocument
 from components.core.errors import ConfigurationError
+from components.core.probe import check_store
 from components.core.registry import LostRace, Registry
+from components.core.rematches import list_attempts
 from components.core.runs import Run, StepRecord
 from components.core.storage import ObjectStore
 
@@ -24,6 +25,7 @@ def approve_run(store: ObjectStore, model: str, run_id: str, *, actor: str, reas
     Raises:
         ConfigurationError: The run is another model's or does not wait, or another run has promoted meanwhile.
         IntegrityError: Files of the challenger, or of its evidence, are not what was written.
+        UnsoundStore: The store does not keep create-only writes.
     """
     run, registry = Run(store, run_id), Registry(store, model)
     waiting, verdict = _waiting(run, registry), passed_verdict(run)
@@ -31,6 +33,7 @@ def approve_run(store: ObjectStore, model: str, run_id: str, *, actor: str, reas
     evidence = waiting.document.evidence
     if evidence:  # none where the run waits since before there were any
         registry.evidence(evidence).verify()
+    check_store(store)
     approval, promotion = _append(run, registry, verdict, evidence, actor, reason)
     outcome = Outcome(
         outcome="promoted",
@@ -47,8 +50,7 @@ def approve_run(store: ObjectStore, model: str, run_id: str, *, actor: str, reas
 
 def passed_verdict(run: Run) -> Verdict:
     """What the gate said of the attempt that it passed, in a run that waits."""
-    verdicts = [run.read(f"gate-{rung}", Verdict) for rung in range(1, MAX_RUNGS + 1)]
-    (passed,) = [verdict for verdict in verdicts if verdict and verdict.verdict == "promote"]
+    (passed,) = [verdicts[-1] for verdicts in list_attempts(run) if verdicts[-1].verdict == "promote"]
     return passed
 
 

@@ -11,6 +11,7 @@ import json
 from components.core.contracts import Evaluation, EvidenceBundle, Verdict, WindowDocument
 from components.core.plans import Decision
 from components.core.registry import Registry
+from components.core.rematches import last_judgement
 from components.core.runs import Run, perform
 from components.core.storage import sha256_hex, to_json
 from components.promote.card import write_card
@@ -21,23 +22,25 @@ from components.promote.signature import EVIDENCE, SIGNATURE, VERSION, sign
 SERVING = "serving"  # the folder of the bundle that is a model repository of Triton
 
 
-def file_evidence(record: Run, registry: Registry, verdict: Verdict, rung: int, actor: str) -> EvidenceBundle:
-    """File the evidence for what the gate passed, or find what was filed for this verdict before.
+def file_evidence(record: Run, registry: Registry, rung: int, actor: str) -> EvidenceBundle:
+    """File the evidence for what the gate passed at last, or find what was filed for this verdict before.
 
     Raises:
         IntegrityError: Files of the version, or of evidence that was filed before, are not what was written.
         BrokenModel: An exported graph does not say what the model says.
         ConfigurationError: A graph cannot be exported, the key is none, or a package is missing.
     """
+    evaluation, verdict = last_judgement(record, rung)
+    assert evaluation is not None, "what was judged was evaluated"
+    assert verdict is not None, "what is promoted was judged"
     step = f"evidence-{sha256_hex(to_json(verdict))[:12]}"
-    filed = perform(step, record, EvidenceBundle, lambda: _file(record, registry, verdict, rung, actor))
+    filed = perform(step, record, EvidenceBundle, lambda: _file(record, registry, evaluation, verdict, actor))
     registry.evidence(filed.digest).verify()
     return filed
 
 
-def _file(record: Run, registry: Registry, verdict: Verdict, rung: int, actor: str) -> EvidenceBundle:
-    config, version = record.config, verdict.challenger
-    evaluation, decision = record.need(f"evaluate-{rung}", Evaluation), record.need("decide", Decision)
+def _file(record: Run, registry: Registry, evaluation: Evaluation, verdict: Verdict, actor: str) -> EvidenceBundle:
+    config, version, decision = record.config, verdict.challenger, record.need("decide", Decision)
     provenance = trace(registry, version, record, decision, actor)
     spec = json.loads(registry.read_file(version, "model.json"))
     documents = {

@@ -11,7 +11,9 @@ def promote(
 ) -> str:
     """Make the challenger the champion, atomically: one record in the model's ledger, or none.
 
-    With decision.mode manual it only verifies the challenger's files: retrain approve promotes it.
+    Where another run has promoted since the challenger was judged, it is evaluated and gated against that champion
+    before the next try, promotion.max_tries in all; only then does this step load images and networks. With
+    decision.mode manual it only verifies the challenger's files: retrain approve promotes it.
 
     Args:
         config: Path of the configuration file, as the pods see it.
@@ -23,12 +25,21 @@ def promote(
         summary: What happened, and why.
 
     Returns:
-        promoted, waiting for approval in manual mode, or held where another run promoted first.
+        promoted, waiting for approval in manual mode, or rejected or held where another run promoted first.
     """
+    from components.core.contracts import Verdict
     from components.core.markdown import plain
+    from components.core.rematches import Rematch
     from components.promote import step
 
-    outcome = step.promote(config, run_id, window, challenger, rung)
+    def judge_again(rematch: Rematch) -> Verdict:
+        from components.evaluate import step as evaluate
+        from components.gate import step as gate
+
+        evaluate.run(config, run_id, window, challenger, rung, rematch)
+        return gate.run(config, run_id, rung, rematch)
+
+    outcome = step.promote(config, run_id, window, challenger, rung, judge_again)
     with open(summary.path, "w") as file:
         file.write(plain(outcome.sentence))
     return outcome.word

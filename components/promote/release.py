@@ -5,6 +5,7 @@ from __future__ import annotations
 from components.core.contracts import LedgerRecord
 from components.core.errors import ConfigurationError
 from components.core.plans import Decision
+from components.core.probe import check_store
 from components.core.registry import LostRace, Registry
 from components.core.storage import ObjectStore, get_json
 
@@ -29,6 +30,7 @@ def release_window(
 
     Raises:
         ConfigurationError: There is not exactly one such window in quarantine.
+        UnsoundStore: The store does not keep create-only writes.
     """
     waiting = sorted(w for w in quarantined(store, dataset) if window and w.startswith(window))
     if len(waiting) != 1:
@@ -39,6 +41,7 @@ def release_window(
         )
     registry = Registry(store, model)
     earlier = [record for record in registry.ledger() if (record.kind, record.window) == ("release", waiting[0])]
+    check_store(store)
     record = earlier[-1] if earlier else _append(registry, waiting[0], actor, reason)
     store.delete(_key(dataset, f"{waiting[0]}.json"))
     return record

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import UTC, datetime
 
 from components.core.config import MAX_RUNGS
@@ -19,26 +20,31 @@ from components.core.contracts import (
 )
 from components.core.plans import Decision
 from components.core.registry import Registry
+from components.core.rematches import judgement_name, last_judgement, list_verdicts
 from components.core.runs import Run, StepRecord
 
-ATTEMPT_STEPS: dict[str, type[StepDocument]] = {
-    "train": TrainingSummary,
-    "evaluate": Evaluation,
-    "gate": Verdict,
-}
-STEPS: dict[str, type[StepDocument]] = {
+JUDGEMENT: dict[str, type[StepDocument]] = {"evaluate": Evaluation, "gate": Verdict}
+BEFORE: dict[str, type[StepDocument]] = {
     "ingest": WindowDocument,
     "validate": ValidationReport,
     "detect_drift": DriftReport,
     "decide": Decision,
-    **{f"{step}-{n}": kind for n in range(1, MAX_RUNGS + 1) for step, kind in ATTEMPT_STEPS.items()},
-    "outcome": Outcome,
 }
 
 
 def read_steps(run: Run) -> dict[str, StepRecord[StepDocument]]:
     """Every step that left a record, in the order of the graph."""
-    return {step: record for step, kind in STEPS.items() if (record := run.record(step, kind))}
+    return {step: record for step, kind in _steps(run) if (record := run.record(step, kind))}
+
+
+def _steps(run: Run) -> Iterator[tuple[str, type[StepDocument]]]:
+    """The names that steps may have filed under, and what."""
+    yield from BEFORE.items()
+    for rung in range(1, MAX_RUNGS + 1):
+        yield f"train-{rung}", TrainingSummary
+        for rematch in range(max(1, len(list_verdicts(run, rung)))):
+            yield from ((f"{step}-{judgement_name(rung, rematch)}", kind) for step, kind in JUDGEMENT.items())
+    yield "outcome", Outcome
 
 
 def summarise(run: Run, *, ended: bool) -> RunReport:
@@ -57,8 +63,8 @@ def summarise(run: Run, *, ended: bool) -> RunReport:
     decision, outcome = run.read("decide", Decision), run.read("outcome", Outcome)
     attempts = [n for n in range(1, MAX_RUNGS + 1) if f"train-{n}" in steps]
     last = attempts[-1] if attempts else 0
-    evaluation = run.read(f"evaluate-{last}", Evaluation)
-    verdict, trained = run.read(f"gate-{last}", Verdict), run.read(f"train-{last}", TrainingSummary)
+    evaluation, verdict = last_judgement(run, last)
+    trained = run.read(f"train-{last}", TrainingSummary)
     word: str
     if outcome:
         word, reason = outcome.outcome, decision.reasons[0] if decision else outcome.reason

@@ -1,8 +1,11 @@
-"""A window of cats and dogs after a champion: what the tests of the decision start from."""
+"""What the tests of the decision and of what follows start from: a window of cats and dogs after a champion, and nobody
+who promotes first."""
 
 from datetime import date
 
+from components.core.contracts import Verdict
 from components.core.plans import Evidence
+from components.core.rematches import Rematch
 
 EVIDENCE = Evidence(
     window="w",
@@ -16,3 +19,8 @@ EVIDENCE = Evidence(
     window_classes={"cat": 60, "dog": 65},
     image_size=32,
 )
+
+
+def no_rematch(rematch: Rematch) -> Verdict:
+    """Judges again in tests in which nothing is."""
+    raise AssertionError(f"nobody was faster, and {rematch} was asked for")

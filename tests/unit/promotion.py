@@ -82,7 +82,7 @@ def evaluation(version: str, champion: str | None) -> Evaluation:
         paired=paired if champion else PairedOutcome(),
         new_classes={},
         classes=("cat", "dog"),
-        confusion=((18, 2), (2, 18)),
+        confusion=({0: 18, 1: 2}, {0: 2, 1: 18}),
         slices=(SliceScores(by="brightness", value="dark", rows=20, correct=15, paired=PairedOutcome()),),
         calibration_error=0.031,
     )

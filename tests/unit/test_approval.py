@@ -29,6 +29,7 @@ from pipelines.audit import verify_version
 from pipelines.cli import app
 from pipelines.status import approve
 from tests.unit import promotion
+from tests.unit.decision import no_rematch
 from tests.unit.promotion import CHECK, begin, evaluation, file, save
 
 
@@ -60,7 +61,7 @@ def judged(config_path: Path, run_id: str, version: str, champion: str | None = 
 def waiting(config_path: Path, run_id: str, version: str, champion: str | None = None, window: str = "w") -> Run:
     """A run that has ended and waits."""
     run = judged(config_path, run_id, version, champion, window)
-    assert step.promote(str(config_path), run_id, window, version, 2).outcome == "waiting"
+    assert step.promote(str(config_path), run_id, window, version, 2, no_rematch).outcome == "waiting"
     tell(run)
     return run
 
@@ -259,7 +260,7 @@ def test_run_that_promoted_by_itself_is_not_approved(tmp_path: Path, registry: R
     version = save(registry, b"1")
     managed = write_config(tmp_path, mode="managed")
     judged(managed, "one", version)
-    step.promote(str(managed), "one", "w", version, 2)
+    step.promote(str(managed), "one", "w", version, 2, no_rematch)
     with pytest.raises(ConfigurationError, match="run one is promoted"):
         approved(registry, "one")
     assert kinds(registry) == ["promotion"]

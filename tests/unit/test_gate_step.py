@@ -22,10 +22,11 @@ from components.core.contracts import (
 )
 from components.core.plans import Decision, Forecast, Rung
 from components.core.recipes import RECIPES
+from components.core.rematches import Rematch
 from components.core.runs import Run, StepRecord
 from components.core.storage import open_store
 from components.gate import step
-from components.gate.looks import count_looks, note_look
+from components.gate.looks import count_looks, forget_failure, note_look
 
 SAME = PairedOutcome(both_right=400)
 
@@ -95,8 +96,9 @@ def begin(
 def end(run: Run, *words: VerdictWord) -> None:
     """Judged once for each word."""
     for rung, word in enumerate(words, start=1):
-        passed = rung == 1 and word == "promote"
-        note_look(run, run.need(f"evaluate-{rung}", Evaluation), passed=passed)
+        note_look(run, run.need(f"evaluate-{rung}", Evaluation))
+        if rung == 1 and word == "promote":
+            forget_failure(run)
 
 
 def test_first_run_on_a_window_shares_alpha_among_its_rungs(config_path: Path):
@@ -199,3 +201,23 @@ def test_a_repeated_verdict_is_one_look(config_path: Path):
     assert (looks.same_window, looks.same_anchor) == (0, 0)
     looks = count_looks(begin(config_path, "two", anchor="root"), run.need("evaluate-1", Evaluation), 1)
     assert (looks.same_window, looks.same_anchor) == (1, 1)
+
+
+def test_rematch_is_judged_as_a_run_of_its_own_that_comes_after(config_path: Path):
+    run = begin(config_path, "one", anchor="root")
+    assert step.run(str(config_path), "one", 2).level == pytest.approx(0.0225)
+    file(run, "evaluate-2-rematch-1", run.need("evaluate-2", Evaluation))
+    rematch = step.run(str(config_path), "one", 2, Rematch(number=1, champion="a"))
+    assert rematch.level == pytest.approx(0.0045)  # one attempt, nine tenths of the tenth that the first left
+    assert rematch.word == "hold"  # the last rung or not, there is none to climb to
+    looks = count_looks(run, run.need("evaluate-2", Evaluation), 1, 2)
+    assert (looks.rungs, looks.same_window, looks.same_anchor) == (1, 2, 2)
+
+
+def test_rematches_of_another_run_count_as_looks(config_path: Path):
+    other = begin(config_path, "other", anchor="root")
+    judged = other.need("evaluate-1", Evaluation)
+    for rematch in (0, 1, 2):
+        note_look(other, judged, rematch)
+    looks = count_looks(begin(config_path, "now", anchor="root"), judged, 2)
+    assert (looks.same_window, looks.same_anchor) == (3, 3)
