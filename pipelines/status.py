@@ -52,11 +52,13 @@ def print_status(config_path: Path, *, as_json: bool) -> None:
     reports = [report for _, report in told if report]
     ended = {report.source for report in reports}
     unfinished = [run.run_id for run, report in told if report is None and run.parameters.source not in ended]
+    regression = find_regression(reports, champion.version if champion else None)
     waiting, locked_up = waiting_runs(told, records), quarantined(store, config.dataset)
     if as_json:
         state = {
             "model": config.model,
             "champion": champion.version if champion else None,
+            "regression": regression,
             "ledger": [record.model_dump(mode="json") for record in records],
             "runs": [report.model_dump(mode="json") for report in reports],
             "unfinished": unfinished,
@@ -71,6 +73,8 @@ def print_status(config_path: Path, *, as_json: bool) -> None:
     console = Console()
     since = f" since {champion.created:%Y-%m-%d %H:%M} UTC" if champion else ""
     console.print(f"{config.model}: champion [bold]{champion.version if champion else 'none yet'}[/bold]{since}")
+    if regression:
+        console.print(f"[bold red]{escape(regression)}[/bold red]", highlight=False, soft_wrap=True)
     print_runs(console, reports)
     kinds = Counter(record.kind for record in records)
     console.print(f"\nledger: {', '.join(f'{n} {kind}' for kind, n in kinds.items()) or 'empty'}")
@@ -87,6 +91,12 @@ def print_status(config_path: Path, *, as_json: bool) -> None:
         )
     if locked_up:
         console.print("\n[dim]retrain release WINDOW --reason TEXT lets one pass, on record.[/dim]")
+
+
+def find_regression(reports: Sequence[RunReport], champion: str | None) -> str | None:
+    """What the last run says of a champion that is worse than the one before it, as long as it is the champion."""
+    last = reports[-1] if reports else None
+    return last.regression if last and last.champion_after == champion else None
 
 
 def waiting_runs(told: Sequence[tuple[Run, RunReport | None]], ledger: Sequence[LedgerRecord]) -> list[WaitingRun]:

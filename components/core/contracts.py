@@ -163,6 +163,33 @@ class MovedClass(Document):
     novel: float
 
 
+class PreviousChampion(Document):
+    """How the champion before the present one does on the same labelled images of a window, of classes that both know.
+
+    `correct` are its right answers on `rows`, `champion_correct` the present one's; `p_value` in (0, 1] is how probable
+    such a lead is if both are equally good."""
+
+    version: str
+    rows: int
+    correct: int
+    champion_correct: int
+    p_value: float
+
+    @property
+    def is_better(self) -> bool:
+        """Whether it surely is: by a one-sided test at 2.5 %, one side of the 95 % interval of the champion's drop."""
+        return self.p_value <= 0.025
+
+    @property
+    def sentence(self) -> str:
+        """The comparison, and the way back."""
+        return (
+            f"The champion is worse here than the one before: it has {self.champion_correct} of {self.rows} images "
+            f"right, and {self.version[:12]} has {self.correct} (p = {self.p_value:.2g}). To go back: "
+            f"retrain rollback --to {self.version[:12]} --reason TEXT."
+        )
+
+
 class DriftReport(StepDocument):
     """How the window differs from what the champion knows.
 
@@ -176,6 +203,7 @@ class DriftReport(StepDocument):
         undecided: Why drift could not have been found, where it could not.
         accuracy_drop: The champion's accuracy on its reference sample minus that on the window's rows of known classes,
             in [-1, 1], positive is worse, with its 95 % interval.
+        previous: How the champion before does here, where the champion has lost much.
         estimated_drop: The same as it is estimated without labels, over all rows, with its 90 % interval.
         change: The kind of change that the images look most like; None where they changed too little to tell.
         moved_classes: Of the champion's answers, those that moved most first.
@@ -197,6 +225,7 @@ class DriftReport(StepDocument):
     window_accuracy: float | None = None
     accuracy_drop: float | None = None
     accuracy_drop_interval: Interval | None = None
+    previous: PreviousChampion | None = None
     estimated_drop: float | None = None
     estimated_drop_interval: Interval | None = None
     change: str | None = None
@@ -250,7 +279,14 @@ class DriftReport(StepDocument):
         if self.accuracy_drop is not None:
             scores = f"{self.window_accuracy:.1%} here and {self.reference_accuracy:.1%} on its reference"
             parts.append(f"The champion scores {scores}.")
+        if self.regression is not None:
+            parts.append(self.regression)
         return " ".join(parts)
+
+    @property
+    def regression(self) -> str | None:
+        """That the champion is worse here than the one before it, and the way back; None where it is not."""
+        return self.previous.sentence if self.previous is not None and self.previous.is_better else None
 
     @property
     def _difference(self) -> str:
@@ -694,7 +730,8 @@ class RunReport(StepDocument):
 
     `accuracy` is what evaluation measured in the last attempt; `reference_accuracy` and `window_accuracy` are the
     champion's on its reference sample and on the whole window, as drift detection measured them, and `estimated_drop`
-    the accuracy lost as it is estimated without labels.
+    the accuracy lost as it is estimated without labels. `regression` says that the champion, which this run left in
+    force, is worse on the window than the one before it, and how to go back.
     """
 
     run_id: str
@@ -718,6 +755,7 @@ class RunReport(StepDocument):
     drift_p_value: float | None = None
     drift_alarm: bool | None = None
     estimated_drop: float | None = None
+    regression: str | None = None
     attempts: int = 0
     step_seconds: dict[str, float] = {}
 
@@ -732,4 +770,4 @@ class RunReport(StepDocument):
 
     @property
     def sentence(self) -> str:
-        return f"{self.outcome}: {self.reason}"
+        return f"{self.outcome}: {self.reason}" + (f" {self.regression}" if self.regression else "")

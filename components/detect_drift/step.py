@@ -12,6 +12,7 @@ from components.detect_drift.comparison import compare
 from components.detect_drift.features import see_window
 from components.detect_drift.history import earlier_looks, file_look, look_at
 from components.detect_drift.page import draw_page
+from components.detect_drift.regression import compare_previous
 from components.detect_drift.triage import find_faults
 
 PAGE = "detect_drift.html"
@@ -54,6 +55,7 @@ def _detect(record: Run, window_id: str) -> DriftReport:
     report = compare(version, classes, reference, seen, [look.changed for look in looks], config.drift)
     faults = (*faults, *report.faults)
     report = report.model_copy(update={"faults": faults, "alarm": report.alarm and not faults})
+    report = report.model_copy(update={"previous": compare_previous(registry, report, window, config)})
     look = look_at(window, report)
     report = _filed(record, report, draw_page(report, reference, seen, [*looks, look], window))
     if not record.parameters.planning:  # a plan must change nothing that a later window is judged by
