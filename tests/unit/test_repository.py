@@ -64,11 +64,16 @@ def test_doorway_module_scope_is_standard_library_and_kfp(path: Path):
     [
         ("pipelines.cli", {"torch", "torchvision", "kfp", "great_expectations", "pandas", "boto3", "matplotlib"}),
         ("pipelines.planning", {"torch", "kfp", "great_expectations", "pandas"}),
+        ("pipelines.audit", {"torch", "kfp", "great_expectations", "pandas", "model_signing"}),
+        ("pipelines.kserve", {"torch", "kfp", "great_expectations", "pandas", "model_signing"}),
         ("pipelines.status", {"torch", "kfp", "great_expectations", "pandas"}),
         ("components.ingest.step", {"torch", "kfp", "great_expectations", "pandas"}),
         ("components.decide.step", {"torch", "kfp", "great_expectations", "pandas"}),
         ("components.gate.step", {"torch", "kfp", "great_expectations", "pandas", "pyarrow"}),
-        ("components.promote.step", {"torch", "kfp", "great_expectations", "pandas", "pyarrow"}),
+        (
+            "components.promote.step",
+            {"torch", "kfp", "great_expectations", "pandas", "pyarrow", "onnx", "model_signing"},
+        ),
         ("components.report.step", {"torch", "kfp", "great_expectations", "pandas"}),
         ("components.train.step", {"torchvision", "kfp", "great_expectations", "pandas"}),
     ],
