@@ -29,5 +29,4 @@ def list_packages() -> bytes:
             next_command="pip install 'retrain-pipeline[bundle]'",
         )
     command = [sys.executable, "-m", "cyclonedx_py", "environment", "--output-reproducible", "--no-validate"]
-    listed = subprocess.run([*command, "--spec-version", SPECIFICATION], capture_output=True, check=True)
-    return listed.stdout
+    return subprocess.run([*command, "--spec-version", SPECIFICATION], stdout=subprocess.PIPE, check=True).stdout

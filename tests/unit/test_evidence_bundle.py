@@ -7,11 +7,14 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
+from components.core import runs
 from components.core.errors import ConfigurationError, IntegrityError
 from components.core.registry import Registry
 from components.core.storage import DirectoryStore, sha256_hex
@@ -160,6 +163,61 @@ def test_key_that_is_none_stops_the_promotion_and_a_later_attempt_mends_it(tmp_p
     new_key(tmp_path, "key")
     version = registry.versions()[0]
     assert step.promote(str(config), "one", "w", version, 1).outcome == "promoted"
+
+
+class Cut(Exception):
+    """The pod is lost."""
+
+
+class FailingStore(DirectoryStore):
+    """A store whose pod is lost at the n-th write, before or after it; and at every one that follows."""
+
+    def __init__(self, root: Path, number: int, after: bool) -> None:
+        super().__init__(root)
+        self.left, self.after = number, after
+
+    def _cut(self, write: Callable[[], Any]) -> Any:
+        self.left -= 1
+        if self.left < 0 or (self.left == 0 and not self.after):
+            raise Cut
+        done = write()
+        if self.left == 0:
+            raise Cut
+        return done
+
+    def put(self, key: str, data: bytes) -> None:
+        self._cut(lambda: super(FailingStore, self).put(key, data))
+
+    def put_new(self, key: str, data: bytes) -> bool:
+        written: bool = self._cut(lambda: super(FailingStore, self).put_new(key, data))
+        return written
+
+
+@pytest.mark.parametrize("after", [False, True])
+def test_pod_that_is_lost_at_any_write_leaves_a_promotion_that_is_finished_by_running_again(
+    signed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: bool
+):
+    shutil.copy(signed / "key.pem", tmp_path)
+    config = write_config(tmp_path, promotion={"exports": [], "signing_key": "key.pem"})
+    champion: str | None = None
+    for number in range(1, 100):
+        run_id = f"run-{number}"
+        run, registry = begin(config, run_id)
+        version = save(registry, bytes([number]), champion)
+        judged(run, version, champion)
+        with monkeypatch.context() as patch, suppress(Cut):
+            patch.setattr(runs, "open_store", lambda _, n=number: FailingStore(tmp_path / "store", n, after))
+            step.promote(str(config), run_id, "w", version, 1)
+            break  # more writes than there are
+        assert registry.champion() is None or registry.champion().version in (champion, version)
+        told = step.promote(str(config), run_id, "w", version, 1)
+        mine = [record for record in registry.ledger() if record.run_id == run_id]
+        assert [record.evidence for record in mine] == [told.evidence]
+        champion = registry.champion().version
+        assert champion == version
+        registry.evidence(str(told.evidence)).verify()
+    assert number == 12, "one more than seven files, their manifest, where they are, the ledger and the outcome"
+    assert f"signed with {signed / 'key.pub'}" in verify_version(config, champion, signed / "key.pub")
 
 
 # --- verifying

@@ -77,11 +77,16 @@ def test_only_the_doorway_of_promote_calls_several_steps():
     [
         ("pipelines.cli", {"torch", "torchvision", "kfp", "great_expectations", "pandas", "boto3", "matplotlib"}),
         ("pipelines.planning", {"torch", "kfp", "great_expectations", "pandas"}),
+        ("pipelines.audit", {"torch", "kfp", "great_expectations", "pandas", "model_signing"}),
+        ("pipelines.kserve", {"torch", "kfp", "great_expectations", "pandas", "model_signing"}),
         ("pipelines.status", {"torch", "kfp", "great_expectations", "pandas"}),
         ("components.ingest.step", {"torch", "kfp", "great_expectations", "pandas"}),
         ("components.decide.step", {"torch", "kfp", "great_expectations", "pandas"}),
         ("components.gate.step", {"torch", "kfp", "great_expectations", "pandas", "pyarrow"}),
-        ("components.promote.step", {"torch", "kfp", "great_expectations", "pandas", "pyarrow"}),
+        (
+            "components.promote.step",
+            {"torch", "kfp", "great_expectations", "pandas", "pyarrow", "onnx", "model_signing"},
+        ),
         ("components.report.step", {"torch", "kfp", "great_expectations", "pandas"}),
         ("components.train.step", {"torchvision", "kfp", "great_expectations", "pandas"}),
     ],
