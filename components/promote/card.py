@@ -5,6 +5,7 @@ Every number is of the run's evaluation. Source: Mitchell et al., "Model Cards f
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from html import escape
 from typing import Any
@@ -79,9 +80,16 @@ def _holdouts(evaluation: Evaluation) -> list[tuple[str, HoldoutScores]]:
 
 def _recalls(scores: HoldoutScores) -> list[tuple[str, int, float | None, float | None]]:
     """Each class with its rows, recall and precision; from the confusion matrix, true classes down."""
-    columns = [sum(column) for column in zip(*scores.confusion, strict=True)]
+    given: Counter[int] = Counter()
+    for row in scores.confusion:
+        given.update(row)
     return [
-        (name, sum(row), row[n] / sum(row) if sum(row) else None, row[n] / columns[n] if columns[n] else None)
+        (
+            name,
+            rows := sum(row.values()),
+            row.get(n, 0) / rows if rows else None,
+            row.get(n, 0) / given[n] if given[n] else None,
+        )
         for n, (name, row) in enumerate(zip(scores.classes, scores.confusion, strict=True))
     ]
 

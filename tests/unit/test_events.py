@@ -25,6 +25,7 @@ from components.core.contracts import LedgerKind, LedgerRecord
 from components.core.events import announce, sign_event, write_event
 from components.promote import step
 from components.report.step import tell
+from tests.unit.decision import no_rematch
 from tests.unit.promotion import begin, judged, save, write_config
 
 SECRET = "whsec_" + base64.b64encode(b"a secret of the tests").decode()
@@ -238,7 +239,7 @@ def test_report_tells_what_a_run_did_from_its_record_and_again_with_the_same_eve
         run, registry = begin(path, "one")
         version = save(registry, b"1")
         judged(run, version, None)
-        step.promote(str(path), "one", "w", version, 1)
+        step.promote(str(path), "one", "w", version, 1, no_rematch)
         assert receiver.got == [], "promoting waits for nobody"
         tell(run)
         tell(run)

@@ -21,6 +21,7 @@ from components.core.storage import DirectoryStore, sha256_hex
 from components.promote import step
 from components.promote.signature import check_signature
 from pipelines.audit import export_bundle, verify_folder, verify_version
+from tests.unit.decision import no_rematch
 from tests.unit.promotion import begin, judged, save, write_config
 
 FILES = {"card.md", "decision.json", "evaluation.json", "provenance.json", "sbom.json", "verdict.json"}
@@ -39,7 +40,7 @@ def promote(config_path: Path, run_id: str = "one", weights: bytes = b"1", champ
     run, registry = begin(config_path, run_id)
     version = save(registry, weights, champion)
     judged(run, version, champion)
-    assert step.promote(str(config_path), run_id, "w", version, 1).outcome == "promoted"
+    assert step.promote(str(config_path), run_id, "w", version, 1, no_rematch).outcome == "promoted"
     return registry
 
 
@@ -121,11 +122,11 @@ def test_step_that_is_cut_off_comes_to_the_same_evidence_although_signatures_dif
     store = registry.store
     store.delete("runs/one/outcome.json")
     store.delete("models/m/ledger/0000000001.json")  # as if the pod was lost before the ledger was written
-    again = step.promote(str(config), "one", "w", str(before.version), 1)
+    again = step.promote(str(config), "one", "w", str(before.version), 1, no_rematch)
     assert again.evidence == before.evidence
     assert [record.evidence for record in registry.ledger()] == [before.evidence]
     store.delete("runs/one/outcome.json")  # and after
-    assert step.promote(str(config), "one", "w", str(before.version), 1).evidence == before.evidence
+    assert step.promote(str(config), "one", "w", str(before.version), 1, no_rematch).evidence == before.evidence
     assert len(registry.ledger()) == 1
 
 
@@ -138,7 +139,7 @@ def test_evidence_that_was_cut_short_is_filed_anew_with_the_same_digest_if_it_is
     for key in ("runs/one/outcome.json", "models/m/ledger/0000000001.json"):
         registry.store.delete(key)
     registry.store.delete(f"models/m/evidence/{before.evidence}/manifest.json")
-    assert step.promote(str(config), "one", "w", str(before.version), 1).evidence == before.evidence
+    assert step.promote(str(config), "one", "w", str(before.version), 1, no_rematch).evidence == before.evidence
 
 
 def test_evidence_that_was_tampered_with_is_not_promoted_on(tmp_path: Path):
@@ -149,7 +150,7 @@ def test_evidence_that_was_tampered_with_is_not_promoted_on(tmp_path: Path):
         registry.store.delete(key)
     registry.store.put(f"models/m/evidence/{before.evidence}/card.md", b"better")
     with pytest.raises(IntegrityError, match=r"card\.md"):
-        step.promote(str(config), "one", "w", str(before.version), 1)
+        step.promote(str(config), "one", "w", str(before.version), 1, no_rematch)
     assert registry.ledger() == []
 
 
@@ -162,7 +163,7 @@ def test_key_that_is_none_stops_the_promotion_and_a_later_attempt_mends_it(tmp_p
     assert registry.ledger() == []
     new_key(tmp_path, "key")
     version = registry.versions()[0]
-    assert step.promote(str(config), "one", "w", version, 1).outcome == "promoted"
+    assert step.promote(str(config), "one", "w", version, 1, no_rematch).outcome == "promoted"
 
 
 class Cut(Exception):
@@ -207,16 +208,16 @@ def test_pod_that_is_lost_at_any_write_leaves_a_promotion_that_is_finished_by_ru
         judged(run, version, champion)
         with monkeypatch.context() as patch, suppress(Cut):
             patch.setattr(runs, "open_store", lambda _, n=number: FailingStore(tmp_path / "store", n, after))
-            step.promote(str(config), run_id, "w", version, 1)
+            step.promote(str(config), run_id, "w", version, 1, no_rematch)
             break  # more writes than there are
         assert registry.champion() is None or registry.champion().version in (champion, version)
-        told = step.promote(str(config), run_id, "w", version, 1)
+        told = step.promote(str(config), run_id, "w", version, 1, no_rematch)
         mine = [record for record in registry.ledger() if record.run_id == run_id]
         assert [record.evidence for record in mine] == [told.evidence]
         champion = registry.champion().version
         assert champion == version
         registry.evidence(str(told.evidence)).verify()
-    assert number == 12, "one more than seven files, their manifest, where they are, the ledger and the outcome"
+    assert number == 14, "one more than the probe's two, seven files, manifest, where they are, ledger and outcome"
     assert f"signed with {signed / 'key.pub'}" in verify_version(config, champion, signed / "key.pub")
 
 

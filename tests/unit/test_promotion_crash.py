@@ -17,11 +17,10 @@ from components.core.storage import DirectoryStore
 from components.promote import step
 from components.promote.approval import approve_run
 from tests.unit.decision import no_rematch
-from tests.unit.test_gate_step import window
-from tests.unit.test_promote import begin, config_path, file, judged, manual_path  # noqa: F401
+from tests.unit.promotion import begin, judged, save
+from tests.unit.test_promote import config_path, manual_path  # noqa: F401
 
 T = TypeVar("T")
-FILES = {"weights": b"new", "lineage.json": b"{}"}
 
 
 class Crash(Exception):
@@ -107,7 +106,7 @@ def crash_at_every_write(
 def prepare(path: Path) -> tuple[DirectoryStore, str]:
     """A store with a champion."""
     run, registry = begin(path, "one")
-    old = registry.save_version({"weights": b"old", "lineage.json": b"{}"})
+    old = save(registry, b"old")
     keys = {"window": "w", "run_id": None, "actor": "tests", "reason": "because"}
     registry.append("promotion", old, expected_champion=None, **keys)
     assert isinstance(run.store, DirectoryStore)
@@ -124,15 +123,16 @@ def test_crash_at_any_write_of_a_promotion(
 
     def save_and_promote(store: DirectoryStore) -> None:
         """What train, gate and promote write, in the order in which they do."""
-        version = Registry(store, "m").save_version(FILES)
+        version = save(Registry(store, "m"), b"new", old)
         judged(Run(store, "one"), version, old)
         monkeypatch.setattr("components.core.runs.open_store", lambda config: store)
         step.promote(str(config_path), "one", "w", version, 1, no_rematch)
 
     valid = [["promotion"], ["promotion", "promotion"]]
     writes = crash_at_every_write(place.root, save_and_promote, before=before, valid=valid)
-    # Two files and a manifest; the verdict; the probe's create, second create and delete; the ledger; the outcome.
-    assert writes == 9
+    # Three files and a manifest; window, plan, evaluation and verdict; the probe's create, second create and delete;
+    # six files of evidence, their manifest, where they are; the ledger; the outcome.
+    assert writes == 21
 
 
 @pytest.mark.parametrize("before", [True, False])
@@ -142,8 +142,7 @@ def test_crash_at_any_write_of_an_approval(
 ):
     place, old = prepare(manual_path)
     run = Run(place, "one")
-    file(run, "ingest", window("w"))
-    version = Registry(place, "m").save_version(FILES)
+    version = save(Registry(place, "m"), b"new", old)
     judged(run, version, old)
     assert step.promote(str(manual_path), "one", "w", version, 1, no_rematch).outcome == "waiting"
 
