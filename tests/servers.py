@@ -468,11 +468,11 @@ class LossyProxy:
                         if not (block := near.recv(65536)):
                             return
                         if block.startswith((b"PUT ", b"GET ", b"HEAD ", b"DELETE ", b"POST ")):
-                            losing = self._loses(block.partition(b" ")[0].decode())
-                            if self._drops():
+                            fate = self._draw()
+                            losing = self._loses(block.partition(b" ")[0].decode()) or fate == "no reply"
+                            if fate == "no request":
                                 reset(near)
                                 return
-                            losing = losing or self._drops()
                         far.sendall(block)
                     if far in ready:
                         if not (block := far.recv(65536)):
@@ -489,13 +489,15 @@ class LossyProxy:
                 except OSError:
                     return
 
-    def _drops(self) -> bool:
+    def _draw(self) -> str:
+        """What becomes of an exchange by chance."""
         with self._lock:
-            return self._chance.random() < self._drop_rate / 2
+            self.requests += 1
+            drawn = self._chance.random() / self._drop_rate if self._drop_rate else 1.0
+        return "no request" if drawn < 0.5 else "no reply" if drawn < 1.0 else "both"
 
     def _loses(self, verb: str) -> bool:
         with self._lock:
-            self.requests += 1
             left = self._to_lose.get(verb, 0)
             self._to_lose[verb] = max(0, left - 1)
         return left > 0
