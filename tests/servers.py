@@ -10,6 +10,7 @@ import json
 import multiprocessing
 import os
 import pwd
+import random
 import select
 import socket
 import struct
@@ -21,7 +22,7 @@ import urllib.request
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -190,21 +191,28 @@ def moto(folder: Path) -> Iterator[Server]:
 @contextmanager
 def versitygw(folder: Path) -> Iterator[Server]:
     """The one server here that keeps conditional writes under concurrency: plain files below `folder`."""
-    port, access_key, secret_key = free_port(), "tester", "testing-secret"
+    server = versitygw_server(free_port())
     (folder / "data").mkdir()
-    command = [str(VERSITYGW), "--access", access_key, "--secret", secret_key, "--region", REGION]
-    command += ["--port", f"127.0.0.1:{port}", "posix", str(folder / "data")]
-    with running(command, folder / "versitygw.log", lambda: accepts(port)):
-        yield with_bucket(
-            Server(
-                name="versitygw",
-                port=port,
-                access_key=access_key,
-                secret_key=secret_key,
-                has_if_match=True,
-                one_winner=True,
-            )
-        )
+    with running(versitygw_command(server, folder), folder / "versitygw.log", lambda: accepts(server.port)):
+        yield with_bucket(server)
+
+
+def versitygw_server(port: int) -> Server:
+    """What the server is known to keep once it runs."""
+    return Server(
+        name="versitygw",
+        port=port,
+        access_key="tester",
+        secret_key="testing-secret",
+        has_if_match=True,
+        one_winner=True,
+    )
+
+
+def versitygw_command(server: Server, folder: Path) -> list[str]:
+    """How it is started on the files below `folder`: anew on the same ones after it was killed."""
+    command = [str(VERSITYGW), "--access", server.access_key, "--secret", server.secret_key, "--region", REGION]
+    return [*command, "--port", f"127.0.0.1:{server.port}", "posix", str(folder / "data")]
 
 
 @contextmanager
@@ -405,14 +413,21 @@ def with_bucket(server: Server) -> Server:
     return server
 
 
+def reset(connection: socket.socket) -> None:
+    """Let a connection end in a reset once it is closed."""
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+
 class LossyProxy:
     """Forwards connections to a server, and loses chosen replies after the server has acted.
 
-    The client sees a connection reset: it cannot tell whether its request was carried out.
+    The client sees a connection reset: it cannot tell whether its request was carried out. With a `drop_rate` it also
+    loses exchanges by chance: half of them before the server sees the request, half after it has acted.
     """
 
-    def __init__(self, target_port: int) -> None:
-        self.lost = 0
+    def __init__(self, target_port: int, drop_rate: float = 0.0, seed: int = 0) -> None:
+        self.lost = self.requests = 0
+        self._drop_rate, self._chance = drop_rate, random.Random(seed)
         self._target_port = target_port
         self._to_lose: dict[str, int] = {}
         self._lock = threading.Lock()
@@ -445,7 +460,7 @@ class LossyProxy:
 
     def _relay(self, near: socket.socket) -> None:
         losing = False
-        with near, socket.create_connection(("127.0.0.1", self._target_port)) as far:
+        with near, suppress(ConnectionRefusedError), socket.create_connection(("127.0.0.1", self._target_port)) as far:
             while not self._stopped.is_set():
                 ready = select.select([near, far], [], [], 0.1)[0]
                 try:
@@ -453,7 +468,11 @@ class LossyProxy:
                         if not (block := near.recv(65536)):
                             return
                         if block.startswith((b"PUT ", b"GET ", b"HEAD ", b"DELETE ", b"POST ")):
-                            losing = self._loses(block.partition(b" ")[0].decode())
+                            fate = self._draw()
+                            losing = self._loses(block.partition(b" ")[0].decode()) or fate == "no reply"
+                            if fate == "no request":
+                                reset(near)
+                                return
                         far.sendall(block)
                     if far in ready:
                         if not (block := far.recv(65536)):
@@ -464,11 +483,18 @@ class LossyProxy:
                             near.sendall(interim + end)
                         if losing and block:
                             self.lost += 1
-                            near.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                            reset(near)
                             return
                         near.sendall(block)
                 except OSError:
                     return
+
+    def _draw(self) -> str:
+        """What becomes of an exchange by chance."""
+        with self._lock:
+            self.requests += 1
+            drawn = self._chance.random() / self._drop_rate if self._drop_rate else 1.0
+        return "no request" if drawn < 0.5 else "no reply" if drawn < 1.0 else "both"
 
     def _loses(self, verb: str) -> bool:
         with self._lock:

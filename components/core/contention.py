@@ -46,7 +46,8 @@ def race_store(config: StoreConfig, *, writers: int = WRITERS, rounds: int = ROU
             faults += [f"Round {done}: {fault}"] if fault else []
             stores[0].delete(key)
     seconds = time.monotonic() - began
-    told = f"{writers} writers, {done} rounds, {seconds:.1f} s: " + (" ".join(faults) or "one winner in each.")
+    found = f"{len(faults)} went wrong. {faults[0]}" if faults else "one winner in each."
+    told = f"{writers} writers, {done} rounds, {seconds:.1f} s: {found}"
     return Finding(name="race", passed=not faults, required=True, sentence=told)
 
 

@@ -111,7 +111,7 @@ def _ranges(store: ObjectStore, key: str) -> Finding:
 
 
 def _refusals(store: ObjectStore, key: str) -> Iterator[Finding]:
-    refused = store.tempt(key)
+    refused = store.try_bad_writes(key)
     content = store.get(key).decode()
     for name, said_no in refused.items():
         passed = said_no and content != name

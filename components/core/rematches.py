@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import count
 
 from components.core.config import MAX_RUNGS
 from components.core.contracts import Evaluation, Verdict
@@ -35,14 +34,12 @@ def judgement_name(attempt: int | str, rematch: int = 0) -> str:
 def list_verdicts(run: Run, rung: int) -> list[Verdict]:
     """The verdicts on an attempt, those of rematches in order after the first; empty while it was not judged."""
     found: list[Verdict] = []
-    for rematch in count():
-        verdict = run.read(f"gate-{judgement_name(rung, rematch)}", Verdict)
+    while not found or found[-1].verdict == "promote":  # only what passed is ever judged again
+        verdict = run.read(f"gate-{judgement_name(rung, len(found))}", Verdict)
         if verdict is None:
-            return found
+            break
         found.append(verdict)
-        if verdict.verdict != "promote":
-            return found  # only what passed is ever judged again
-    raise AssertionError("a run has an end")
+    return found
 
 
 def last_judgement(run: Run, rung: int) -> tuple[Evaluation | None, Verdict | None]:

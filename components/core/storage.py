@@ -120,7 +120,7 @@ class ObjectStore(Protocol):
     def discard(self, write: UnfinishedWrite) -> None:
         """Remove what is there of a write; a missing one is no error. A write that still is under way fails."""
 
-    def tempt(self, key: str) -> dict[str, bool]:
+    def try_bad_writes(self, key: str) -> dict[str, bool]:
         """Try writes over an object that a sound store refuses: under an ETag that is not the object's, with a checksum
         that is not the data's. Each would leave its own name as the object's content.
 
@@ -291,7 +291,7 @@ class DirectoryStore:
     def discard(self, write: UnfinishedWrite) -> None:
         (self.root / TEMPORARY / write.handle).unlink(missing_ok=True)
 
-    def tempt(self, key: str) -> dict[str, bool]:
+    def try_bad_writes(self, key: str) -> dict[str, bool]:
         return {STALE_ETAG: not self.put_if_match(key, STALE_ETAG.encode(), sha256_hex(b"never there"))}
 
     def check_reachable(self, *, write: bool) -> None:
@@ -506,23 +506,23 @@ class S3Store:
         with suppress(KeyMissing), self._errors(write.name):
             self._client.abort_multipart_upload(**self._at(write.name), UploadId=write.handle)
 
-    def tempt(self, key: str) -> dict[str, bool]:
+    def try_bad_writes(self, key: str) -> dict[str, bool]:
         stale, digest = hashlib.md5(b"never there", usedforsecurity=False), hashlib.sha256(b"other data")
         other = hashlib.md5(b"other data", usedforsecurity=False)
-        lures = {
+        bad = {
             STALE_ETAG: {"IfMatch": f'"{stale.hexdigest()}"'},
             "stale ETag without quotes": {"IfMatch": stale.hexdigest()},
             "wrong MD5": {"ContentMD5": b64encode(other.digest()).decode()},
             "wrong SHA-256": {"ChecksumSHA256": b64encode(digest.digest()).decode()},
         }
-        return {name: self._refuses(key, name.encode(), lure) for name, lure in lures.items()}
+        return {name: self._refuses(key, name.encode(), conditions) for name, conditions in bad.items()}
 
-    def _refuses(self, key: str, data: bytes, lure: dict[str, str]) -> bool:
+    def _refuses(self, key: str, data: bytes, conditions: dict[str, str]) -> bool:
         from botocore.exceptions import ClientError, ConnectionClosedError
 
         with self._errors(key):
             try:
-                self._client.put_object(**self._at(key), Body=data, **lure)
+                self._client.put_object(**self._at(key), Body=data, **conditions)
             except ConnectionClosedError:
                 return True  # over TLS some servers hang up on a request that they refuse
             except ClientError as error:
