@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import pytest
+from PIL import Image
 from sklearn.datasets import load_digits
 
 from tests.pipeline.conftest import retrain, write_config, write_digits
@@ -43,8 +44,8 @@ def test_promotion_is_verified_by_a_stranger_who_has_a_folder_and_a_key(signed: 
     assert retrain("verify", bundle, "--key", signed / "key.pub").returncode == 0
     graph = bundle / "evidence/serving/classifier/1/model.onnx"
     data = load_digits()
-    shown = data.images[data.target <= 2] * 255 / 16
-    images = np.kron(shown, np.ones((2, 2))).astype(np.uint8)[:, None]
+    scans = [Image.fromarray(scan) for scan in (data.images[data.target <= 2] * 255 / 16).astype(np.uint8)]
+    images = np.stack([np.asarray(scan.resize((16, 16), Image.Resampling.BILINEAR)) for scan in scans])[:, None]
     (logits,) = onnxruntime.InferenceSession(graph).run(["logits"], {"images": images})
     assert (logits.argmax(1) == data.target[data.target <= 2]).mean() > 0.9
     graph.write_bytes(graph.read_bytes()[:-1] + b"!")
