@@ -236,7 +236,7 @@ class DecisionConfig(Section):
     """Accuracy drop on the new window from which training is weighed at all; chance must not explain it."""
     train_at_volume: Annotated[float, Field(gt=0)] = 1.0
     """New images per old image from which training follows even without a drop."""
-    retrain_worth: Annotated[float, Field(ge=0)] = 1.25
+    retrain_worth: Annotated[float, Field(ge=0)] = 1.3
     """Points of accuracy that a full retrain must bring to be worth its compute; half the compute, half the points."""
     point_worth: Annotated[float, Field(gt=0)] | None = None
     """What a point of accuracy is worth, in `currency`: compute that has a price (`prices`) is then weighed by that
