@@ -14,12 +14,14 @@ from rich.markup import escape
 from rich.table import Table
 
 from components.core.config import MAX_RUNGS, load_config
-from components.core.contracts import Evaluation, Outcome, TrainingSummary
+from components.core.contracts import Evaluation, LedgerRecord, Outcome, TrainingSummary
 from components.core.errors import ConfigurationError, IntegrityError
 from components.core.plans import Decision, find_plan
+from components.core.registry import Registry
 from components.core.rematches import last_judgement
 from components.core.runs import Run
 from components.core.storage import open_store
+from components.core.succession import Succession, read_succession
 from components.decide.backtest import PastRun, replay, summarise
 from components.decide.utility import Policy, policy_of
 from pipelines.local import check_inputs
@@ -110,7 +112,8 @@ def explain_run(config_path: Path, name: str, *, as_json: bool) -> None:
         ConfigurationError: There is not exactly one run that starts like that, or it decided nothing.
     """
     config = load_config(config_path)
-    run = find_run(open_store(config.store), config, name)
+    store = open_store(config.store)
+    run = find_run(store, config, name)
     plan = run.read("decide", Decision)
     if plan is None:
         raise ConfigurationError(
@@ -119,6 +122,7 @@ def explain_run(config_path: Path, name: str, *, as_json: bool) -> None:
             next_command="retrain status shows the runs",
         )
     attempts, outcome = list(_attempts(run, plan)), run.read("outcome", Outcome)
+    rollback = _rollback_of(outcome, read_succession(Registry(store, config.model).ledger()))
     if as_json:
         document = {
             "run_id": run.run_id,
@@ -126,6 +130,7 @@ def explain_run(config_path: Path, name: str, *, as_json: bool) -> None:
             "plan": plan.model_dump(mode="json"),
             "attempts": [asdict(attempt) for attempt in attempts],
             "outcome": outcome.model_dump(mode="json") if outcome else None,
+            "rollback": rollback.model_dump(mode="json") if rollback else None,
         }
         print(json.dumps(document, ensure_ascii=False))  # noqa: T201
         return
@@ -141,6 +146,16 @@ def explain_run(config_path: Path, name: str, *, as_json: bool) -> None:
             highlight=False,
         )
     console.print(f"\n{escape(outcome.sentence) if outcome else _no_outcome(run)}", highlight=False, soft_wrap=True)
+    if rollback:
+        told = f"It was rolled back from by {rollback.actor} (ledger record {rollback.number}): {rollback.reason}"
+        console.print(escape(told), highlight=False, soft_wrap=True)
+
+
+def _rollback_of(outcome: Outcome | None, champions: Succession) -> LedgerRecord | None:
+    """The rollback that took back what a run promoted, if any did."""
+    if outcome is None or outcome.outcome != "promoted":
+        return None
+    return champions.undone.get(outcome.champion_after or "")
 
 
 def _no_outcome(run: Run) -> str:
@@ -153,7 +168,8 @@ def backtest(config_path: Path, policy_path: Path | None, *, as_json: bool) -> N
     store = open_store(config.store)
     store.check_reachable(write=False)
     policy = policy_of(load_config(policy_path)) if policy_path else None
-    past = [(run, found) for run in model_runs(store, config) if (found := _past_run(run))]
+    champions = read_succession(Registry(store, config.model).ledger())
+    past = [(run, found) for run in model_runs(store, config) if (found := _past_run(run, champions))]
     replays = [
         replay(found, chosen) for run, found in past if _can_replay(found, chosen := policy or policy_of(run.config))
     ]
@@ -188,7 +204,7 @@ def backtest(config_path: Path, policy_path: Path | None, *, as_json: bool) -> N
     console.print(f"\n{summarise(replays)}" if replays else "no run with a plan yet: retrain run FOLDER makes one")
 
 
-def _past_run(run: Run) -> PastRun | None:
+def _past_run(run: Run, champions: Succession) -> PastRun | None:
     """A run as it is replayed; None where it decided nothing, or in an earlier release that kept no evidence."""
     try:
         plan = run.read("decide", Decision)
@@ -199,7 +215,7 @@ def _past_run(run: Run) -> PastRun | None:
         return None
     outcome = run.read("outcome", Outcome)
     attempts = list(_attempts(run, plan))
-    promoted = outcome is not None and outcome.outcome == "promoted"
+    promoted = outcome is not None and outcome.outcome == "promoted" and not _rollback_of(outcome, champions)
     return PastRun(
         run_id=run.run_id,
         source=run.parameters.source,

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from components.core.contracts import LedgerRecord
 from components.core.errors import BrokenModel, ConfigurationError, DataError
+from components.core.events import announce
 from components.core.registry import Registry
 from components.core.succession import promotion_of
 from components.promote.rollback import find_done, find_target, roll_back
@@ -62,6 +63,7 @@ def print_rollback(config_path: Path, name: str | None, reason: str, *, unscored
                 raise _cannot_score(target, error) from error
             _check_agreement(target, scores)
         record = roll_back(registry, target, champion=champion.version, actor=actor, reason=told)
+        announce(config, record)
     else:
         record = done
     if as_json:

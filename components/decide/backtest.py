@@ -14,7 +14,7 @@ from components.decide.utility import Policy
 @dataclass(frozen=True, kw_only=True)
 class PastRun:
     """A run that decided: its plan, the seconds of each attempt, and the change of accuracy it promoted (mean of both
-    holdouts, in [-1, 1]; None where nothing was promoted)."""
+    holdouts, in [-1, 1]; None where nothing was promoted, or it was rolled back from)."""
 
     run_id: str
     source: str

@@ -9,6 +9,7 @@ from components.core.registry import LostRace, Registry
 from components.core.rematches import list_attempts
 from components.core.runs import Run, StepRecord
 from components.core.storage import ObjectStore
+from components.core.succession import read_succession
 
 
 def approve_run(store: ObjectStore, model: str, run_id: str, *, actor: str, reason: str) -> LedgerRecord:
@@ -23,12 +24,14 @@ def approve_run(store: ObjectStore, model: str, run_id: str, *, actor: str, reas
         reason: Why, in a sentence.
 
     Raises:
-        ConfigurationError: The run is another model's or does not wait, or another run has promoted meanwhile.
+        ConfigurationError: The run is another model's or does not wait, another run has promoted meanwhile, or the
+            challenger was rolled back from.
         IntegrityError: Files of the challenger, or of its evidence, are not what was written.
         UnsoundStore: The store does not keep create-only writes.
     """
     run, registry = Run(store, run_id), Registry(store, model)
     waiting, verdict = _waiting(run, registry), passed_verdict(run)
+    _refuse_undone(registry, verdict.challenger)
     registry.verify_version(verdict.challenger)
     evidence = waiting.document.evidence
     if evidence:  # none where the run waits since before there were any
@@ -46,6 +49,17 @@ def approve_run(store: ObjectStore, model: str, run_id: str, *, actor: str, reas
     )
     run.replace(waiting.model_copy(update={"document": outcome}))
     return promotion
+
+
+def _refuse_undone(registry: Registry, challenger: str) -> None:
+    """Approving again hands out the promotion that is there, but not one that was taken back since."""
+    rollback = read_succession(registry.ledger()).undone.get(challenger)
+    if rollback:
+        raise ConfigurationError(
+            f"{challenger} was rolled back from by {rollback.actor}: {rollback.reason}",
+            expected="a challenger that nobody has taken back",
+            next_command=f"retrain rollback --to {challenger[:12]} --reason TEXT brings it back",
+        )
 
 
 def passed_verdict(run: Run) -> Verdict:

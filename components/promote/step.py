@@ -67,9 +67,19 @@ def _contend(record: Run, window: str, rung: int, judge: Judge) -> Outcome:
                 return _overtaken(verdict, race, _tell(verdicts))
             if verdict.challenger == race.champion:
                 return _overtaken(verdict, race, "Another run came to the same challenger: it is champion already.")
+            if _rolled_back(record):
+                return _overtaken(verdict, race, "A person rolled back meanwhile: run the window again.")
             if len(verdicts) >= tries:
                 return _overtaken(verdict, race, f"Other runs promoted first, {tries} times: run the window again.")
             verdicts.append(judge(Rematch(number=len(verdicts), champion=race.champion)))
+
+
+def _rolled_back(record: Run) -> bool:
+    """Whether the present champion is one that a person went back to: the challenger may descend from what was not to
+    be kept."""
+    registry = Registry(record.store, record.config.model)
+    champion = registry.champion()
+    return champion is not None and registry.record(champion.number).kind == "rollback"
 
 
 def _tell(verdicts: list[Verdict]) -> str:

@@ -156,6 +156,18 @@ def test_edited_ledger_is_refused(house: Path):
     assert "ledger" in refuse(house, "run", house / "first", "--config", house / "retrain.yaml")
 
 
+def test_first_champion_has_nothing_to_roll_back_to(house: Path):
+    message = refuse(house, "rollback", "--reason", "worse", "--config", house / "retrain.yaml")
+    assert "no champion before" in message
+
+
+def test_store_in_use_has_no_garbage(house: Path):
+    before = snapshot(house / "store")
+    done = retrain("gc", "--config", house / "retrain.yaml", "--json")
+    assert json.loads(done.stdout) == {"dry_run": False, "garbage": [], "bytes": 0}
+    assert snapshot(house / "store") == before
+
+
 def test_status_tells_champion_runs_and_quarantine(house: Path):
     done = retrain("status", "--config", house / "retrain.yaml", "--json")
     state = json.loads(done.stdout)

@@ -24,6 +24,7 @@ from components.core.runs import Run
 from components.core.storage import DirectoryStore
 from components.promote import step
 from components.promote.approval import approve_run
+from components.promote.rollback import roll_back
 from components.report.step import tell
 from pipelines.audit import verify_version
 from pipelines.cli import app
@@ -286,6 +287,58 @@ def test_damaged_challenger_is_not_approved(config_path: Path, registry: Registr
         approved(registry, "one")
     assert registry.ledger() == []
     assert run.need("outcome", Outcome).outcome == "waiting"
+
+
+# --- after a rollback
+
+
+def two_champions(config_path: Path, registry: Registry) -> tuple[str, str]:
+    """The second was judged against the first; both are approved."""
+    first, second = save(registry, b"1"), save(registry, b"2")
+    waiting(config_path, "one", first)
+    approve(config_path, "one", "looked at it")
+    waiting(config_path, "two", second, champion=first, window="w2")
+    approve(config_path, "two", "looked at it")
+    return first, second
+
+
+def test_challenger_that_was_judged_against_what_was_rolled_back_from_is_overtaken(
+    config_path: Path, registry: Registry
+):
+    first, second = two_champions(config_path, registry)
+    waiting(config_path, "three", save(registry, b"3"), champion=second, window="w3")
+    roll_back(registry, first, champion=second, actor="bob", reason="worse at night")
+    with pytest.raises(ConfigurationError, match=f"champion {first}") as error:
+        approved(registry, "three")
+    assert "retrain run w3" in error.value.next_command
+    (told,) = status(config_path)["waiting"]
+    assert (told["run_id"], told["overtaken"], told["command"]) == ("three", True, "retrain run w3")
+
+
+def test_challenger_that_was_judged_against_what_was_rolled_back_to_can_be_approved_again(
+    config_path: Path, registry: Registry
+):
+    first, second = save(registry, b"1"), save(registry, b"2")
+    waiting(config_path, "one", first)
+    approve(config_path, "one", "looked at it")
+    third = save(registry, b"3")
+    waiting(config_path, "three", third, champion=first, window="w3")
+    waiting(config_path, "two", second, champion=first, window="w2")
+    approve(config_path, "two", "looked at it")
+    assert [one["overtaken"] for one in status(config_path)["waiting"]] == [True]
+    roll_back(registry, first, champion=second, actor="bob", reason="worse at night")
+    assert [one["overtaken"] for one in status(config_path)["waiting"]] == [False]
+    assert approved(registry, "three").champion_before == first
+    assert registry.champion().version == third
+
+
+def test_approving_again_does_not_bring_back_what_was_rolled_back_from(config_path: Path, registry: Registry):
+    first, second = two_champions(config_path, registry)
+    roll_back(registry, first, champion=second, actor="bob", reason="worse at night")
+    with pytest.raises(ConfigurationError, match=f"{second} was rolled back from by bob: worse at night") as error:
+        approve(config_path, "two", "looked at it")
+    assert f"retrain rollback --to {second[:12]}" in error.value.next_command
+    assert (registry.champion().version, len(registry.ledger())) == (first, 5)
 
 
 # --- the commands

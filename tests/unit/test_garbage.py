@@ -28,6 +28,7 @@ from components.core.succession import read_succession
 from components.promote.rollback import roll_back
 from pipelines.cli import app
 from pipelines.garbage import Collector
+from tests.unit.crashes import Crash, CrashingStore
 from tests.unit.ledgers import Entry, ledger_of, told
 
 NOW = datetime(2026, 11, 25, 12, tzinfo=UTC)
@@ -397,36 +398,6 @@ def test_version_that_is_made_again_after_it_was_marked_stays(house: House) -> N
     house.store.put(f"models/m/versions/{other}/weights", b"a" if other == names[0] else b"b")
     assert list(sweep) == []
     house.registry.verify_version(other)
-
-
-class Crash(Exception):
-    pass
-
-
-class CrashingStore(DirectoryStore):
-    """Raises at its n-th change, before or after it is made."""
-
-    def __init__(self, root: Path, number: int, *, after: bool) -> None:
-        super().__init__(root)
-        self.left, self.after = number, after
-
-    def _change(self, make: Callable[[], Any]) -> Any:
-        self.left -= 1
-        if self.left == 0 and not self.after:
-            raise Crash
-        made = make()
-        if self.left == 0:
-            raise Crash
-        return made
-
-    def put(self, key: str, data: bytes) -> None:
-        self._change(lambda: super(CrashingStore, self).put(key, data))
-
-    def put_new(self, key: str, data: bytes) -> bool:
-        return bool(self._change(lambda: super(CrashingStore, self).put_new(key, data)))
-
-    def delete(self, key: str) -> None:
-        self._change(lambda: super(CrashingStore, self).delete(key))
 
 
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])

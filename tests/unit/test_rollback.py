@@ -5,6 +5,7 @@ from __future__ import annotations
 import getpass
 import json
 import shutil
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,11 @@ from components.core.errors import BrokenModel, ConfigurationError, IntegrityErr
 from components.core.registry import Registry
 from components.core.storage import DirectoryStore
 from components.core.windows import from_parquet, to_parquet
+from components.evaluate.loading import load_version
 from components.evaluate.rescore import Rescored
 from components.promote.rollback import find_done, find_target, roll_back
 from pipelines.cli import app
+from tests.unit.crashes import Crash, CrashingStore
 from tests.unit.ledgers import told
 from tests.unit.test_evaluation_step import House, built, champion, weakened
 
@@ -152,8 +155,12 @@ def test_target_that_is_removed_in_between_does_not_become_champion(busy: Regist
 # --- the whole command, on models and windows in a store
 
 
+def command(house: House, *arguments: str) -> list[str]:
+    return ["rollback", *arguments, "--config", str(house.path)]
+
+
 def invoke(house: House, *arguments: str) -> tuple[int, str]:
-    done = CliRunner().invoke(app, ["rollback", *arguments, "--config", str(house.path)])
+    done = CliRunner().invoke(app, command(house, *arguments))
     if done.exception and not isinstance(done.exception, SystemExit):
         raise done.exception
     return done.exit_code, done.output
@@ -308,3 +315,38 @@ def test_without_a_reason_nothing_happens(house: House, line: tuple[str, str]) -
         invoke(house, "--reason", "  ")
     assert invoke(house)[0] == 2
     assert len(house.registry.ledger()) == 3
+
+
+# --- crashes
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize("named", [False, True], ids=["default", "named"])
+def test_crash_at_any_change_leaves_one_of_both_and_again_ends_with_one_record(
+    lined: tuple[Path, str, str],
+    line: tuple[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    after: bool,
+    named: bool,
+) -> None:
+    good, bad = line
+    arguments = ["--reason", "worse at night", *(["--to", good] if named else [])]
+    changes = 0
+    for number in count(1):
+        house = House(shutil.copytree(lined[0], tmp_path / f"{number}"), {"first": "", "second": ""})
+        store = CrashingStore(house.store.root, number, after=after)
+        with monkeypatch.context() as patch:
+            patch.setattr("pipelines.status.open_store", lambda _, store=store: store)
+            crashed = isinstance(CliRunner().invoke(app, command(house, *arguments)).exception, Crash)
+        champion_now = house.registry.champion().version
+        assert champion_now == (bad if crashed and not after else good)
+        house.registry.verify_version(champion_now)
+        load_version(house.registry, champion_now)
+        assert invoke(house, *arguments)[0] == 0
+        assert house.registry.champion().version == good
+        assert [record.kind for record in house.registry.ledger()] == ["promotion"] * 3 + ["rollback"]
+        if not crashed:
+            break
+        changes += 1
+    assert changes == 1, "the record in the ledger is all that is written"
