@@ -24,7 +24,7 @@ import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,8 @@ from components.core.storage import open_store  # noqa: E402
 from tests import servers  # noqa: E402
 from tests.servers import LossyProxy, Server  # noqa: E402
 
-PROMOTERS, DROP_RATE, MODEL = 50, 0.3, "raced"
+PROMOTERS, DROP_RATE, KILLS, MODEL = 50, 0.3, 3, "raced"
+START_SECONDS = 120.0  # fifty processes on a busy machine
 GRACE = 120.0  # seconds after the end in which a promoter may still find out what came of its last try
 
 
@@ -52,17 +53,30 @@ class Answer:
     known: bool = True
 
 
-def promote_until(config: StoreConfig, credentials: dict[str, str], deadline: float, most: int, answers: Any) -> None:
+@dataclass(frozen=True, kw_only=True)
+class Course:
+    """Where is promoted, for how long, up to how many records; `kill` takes the server down and up again."""
+
+    config: StoreConfig
+    seconds: float
+    most: int
+    credentials: dict[str, str] = field(default_factory=dict)
+    kill: Callable[[], None] | None = None
+
+
+def promote_for(course: Course, barrier: Any, answers: Any) -> None:
     """Promote one version after another, each against the champion of the moment, until time or ledger is full."""
-    os.environ.update(credentials)  # the process was forked from one that is older than they are
-    registry = Registry(open_store(config), MODEL)
+    os.environ.update(course.credentials)  # the process was forked from one that is older than they are
+    registry = Registry(open_store(course.config), MODEL)
     told: list[Answer] = []
+    barrier.wait()
+    deadline = time.time() + course.seconds
     while time.time() < deadline:
         try:
             champion = registry.champion()
         except StoreUnreachable:
             continue
-        if champion and champion.number >= most:
+        if champion and champion.number >= course.most:
             break
         told.append(promote(registry, champion.version if champion else None, deadline + GRACE))
     answers.put(told)
@@ -90,16 +104,18 @@ def promote(registry: Registry, champion: str | None, deadline: float) -> Answer
     return Answer(version=version, known=False)
 
 
-def race(config: StoreConfig, credentials: dict[str, str], seconds: float, most: int) -> list[Answer]:
-    """Let all promoters run, and gather what they were told."""
-    answers, deadline = servers.PROCESSES.SimpleQueue(), time.time() + seconds
+def race(course: Course) -> list[Answer]:
+    """Let all promoters run at once, and gather what they were told."""
+    answers, barrier = servers.PROCESSES.SimpleQueue(), servers.PROCESSES.Barrier(PROMOTERS + 1)
     promoters = [
-        servers.PROCESSES.Process(target=promote_until, args=(config, credentials, deadline, most, answers))
+        servers.PROCESSES.Process(target=promote_for, args=(replace(course, kill=None), barrier, answers))
         for _ in range(PROMOTERS)
     ]
     for promoter in promoters:
         promoter.start()
-    told = [answer for _ in promoters for answer in answers.get()]
+    barrier.wait(START_SECONDS)
+    with every(course.seconds / (KILLS + 1), course.kill) if course.kill else nullcontext():
+        told = [answer for _ in promoters for answer in answers.get()]
     for promoter in promoters:
         promoter.join()
     return told
@@ -171,12 +187,12 @@ def versitygw(folder: Path) -> Iterator[tuple[Server, Callable[[], None]]]:
 
 
 @contextmanager
-def every(seconds: float, act: Callable[[], None], times: int) -> Iterator[None]:
-    """Act so often while the block runs."""
+def every(seconds: float, act: Callable[[], None]) -> Iterator[None]:
+    """Act `KILLS` times while the block runs."""
     ended = threading.Event()
 
     def loop() -> None:
-        for _ in range(times):
+        for _ in range(KILLS):
             if ended.wait(seconds):
                 return
             act()
@@ -190,11 +206,10 @@ def every(seconds: float, act: Callable[[], None], times: int) -> Iterator[None]
         thread.join()
 
 
-def race_server(name: str, server: Server, seconds: float, most: int, kill: Callable[[], None] | None) -> int:
+def race_server(name: str, server: Server, course: Course) -> int:
+    """Race on a server behind the proxy. Returns how many answers were wrong."""
     with through_proxy(server) as (faulty, direct):
-        with every(seconds / 4, kill, 3) if kill else nullcontext():
-            told = race(faulty, server.credentials, seconds, most)
-        return judge(name, told, direct)
+        return judge(name, race(replace(course, config=faulty, credentials=server.credentials)), direct)
 
 
 def given_server(port: int) -> Server:
@@ -218,17 +233,16 @@ def main() -> int:
     arguments.add_argument("--port", type=int, help="race the S3 server on this port only")
     options = arguments.parse_args()
     seconds, most = (20.0, 60) if options.quick else (120.0, 300)
-    if options.port:
-        wrong = race_server(
-            f"server on port {options.port}, 30 % lost", given_server(options.port), seconds, most, None
-        )
-    else:
-        with tempfile.TemporaryDirectory(prefix="retrain-race-") as folder:
-            config = StoreConfig(uri=f"{folder}/store")
-            wrong = judge("directory", race(config, {}, seconds / 2, most), config)
+    course = Course(config=StoreConfig(uri="nowhere"), seconds=seconds, most=most)
+    with tempfile.TemporaryDirectory(prefix="retrain-race-") as folder:
+        if options.port:
+            wrong = race_server(f"server on port {options.port}, 30 % lost", given_server(options.port), course)
+        else:
+            local = replace(course, config=StoreConfig(uri=f"{folder}/store"), seconds=seconds / 2)
+            wrong = judge("directory", race(local), local.config)
             with versitygw(Path(folder, "server")) as (server, kill):
-                wrong += race_server("versitygw, 30 % lost", server, seconds, most, None)
-                wrong += race_server("versitygw, 30 % lost, killed three times", server, seconds, most, kill)
+                wrong += race_server("versitygw, 30 % lost", server, course)
+                wrong += race_server(f"versitygw, 30 % lost, killed {KILLS} times", server, replace(course, kill=kill))
     print(f"{wrong} wrong answers about a promotion, with {PROMOTERS} promoters at once")
     return int(options.check and wrong > 0)
 

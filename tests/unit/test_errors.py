@@ -15,6 +15,7 @@ from components.core.errors import (
     RunFailed,
     SourceError,
     StoreUnreachable,
+    UnsoundStore,
 )
 
 EXIT_CODES = [
@@ -22,6 +23,7 @@ EXIT_CODES = [
     (ConfigurationError, 2),
     (StoreUnreachable, 2),
     (ConditionUnsupported, 2),
+    (UnsoundStore, 2),
     (DataError, 2),
     (SourceError, 2),
     (IntegrityError, 2),
