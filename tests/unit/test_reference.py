@@ -277,7 +277,7 @@ def test_a_damaged_file_is_named_and_not_used(registry: Registry, name: str, dam
 
 def test_a_version_without_a_reference_is_named(registry: Registry) -> None:
     version = registry.save_version({"weights": b"1"})
-    with pytest.raises(IntegrityError, match=r"reference\.safetensors not listed in the manifest"):
+    with pytest.raises(IntegrityError, match=r"reference\.safetensors is not listed in the manifest"):
         load_reference(registry, version)
 
 
