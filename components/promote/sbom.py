@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from functools import cache
@@ -29,4 +30,10 @@ def list_packages() -> bytes:
             next_command="pip install 'retrain-pipeline[bundle]'",
         )
     command = [sys.executable, "-m", "cyclonedx_py", "environment", "--output-reproducible", "--no-validate"]
-    return subprocess.run([*command, "--spec-version", SPECIFICATION], stdout=subprocess.PIPE, check=True).stdout
+    told = subprocess.run([*command, "--spec-version", SPECIFICATION], stdout=subprocess.PIPE, check=True).stdout
+    bill = json.loads(told)
+    for component in bill["components"]:
+        references = component.get("externalReferences", [])
+        # Where a package was installed from on this machine is nobody's business.
+        component["externalReferences"] = [one for one in references if not one["url"].startswith("file:")]
+    return json.dumps(bill, indent=1, sort_keys=True).encode()

@@ -75,6 +75,7 @@ def test_ledger_names_evidence_that_holds_what_the_promotion_rests_on(tmp_path: 
     assert provenance["plan"] == sha256_hex(evidence.read("decision.json"))
     assert provenance["config"] == sha256_hex(registry.store.get("runs/one/config.json"))
     assert json.loads(evidence.read("verdict.json"))["challenger"] == record.version
+    assert b"file:" not in evidence.read("sbom.json")
     bill = json.loads(evidence.read("sbom.json"))
     assert (bill["bomFormat"], bill["specVersion"]) == ("CycloneDX", "1.6")
     assert {"pydantic", "numpy"} <= {package["name"] for package in bill["components"]}
