@@ -251,7 +251,7 @@ def test_the_table_marks_what_holds_and_what_follows_when_it_does_not() -> None:
 def test_names_cannot_break_the_table() -> None:
     hostile = CheckedExpectation(name="n", severity="warn", passed=False, sentence="found 'a|b' <img src=x>.")
     table = ValidationReport(expectations=(hostile,)).markdown
-    assert table.splitlines()[2] == "| warn | found 'a&#124;b' &lt;img src=x&gt;. |"
+    assert table.splitlines()[2] == "| warn | found 'a&#124;b' &#60;img src=x&#62;. |"
 
 
 def test_the_severity_of_every_expectation_can_be_set() -> None:
