@@ -10,11 +10,10 @@ import tempfile
 from pathlib import Path
 
 from components.core.artifacts import Artifact
-from components.core.config import load_config
 from components.core.contracts import Document, Outcome
 from components.core.errors import ConfigurationError, IntegrityError
 from components.core.registry import Registry
-from components.core.storage import DirectoryStore, open_store, to_json
+from components.core.storage import DirectoryStore, to_json
 from components.core.windows import Window
 from components.promote.signature import EVIDENCE, INDEX, SIGNATURE, VERSION, check_signature
 from pipelines.status import model_runs, open_configured
@@ -148,8 +147,8 @@ def write_bundle(registry: Registry, version: str, folder: Path) -> int:
 
 def export_bundle(config_path: Path, version: str | None, folder: Path) -> str:
     """`write_bundle` for a version of a configured model; says what to do with it."""
-    config = load_config(config_path)
-    registry = Registry(open_store(config.store), config.model)
+    config, store = open_configured(config_path)
+    registry = Registry(store, config.model)
     found = find_version(registry, version)
     return f"{found}: {write_bundle(registry, found, folder)} files; next: retrain verify {folder}"
 

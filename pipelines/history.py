@@ -10,10 +10,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from components.core.config import load_config
 from components.core.contracts import LedgerRecord
 from components.core.registry import Registry
-from components.core.storage import open_store
+from pipelines.status import open_configured
 
 
 def read_history(config_path: Path) -> list[LedgerRecord]:
@@ -23,9 +22,7 @@ def read_history(config_path: Path) -> list[LedgerRecord]:
         IntegrityError: A record is missing, or is not the one that the record after it follows.
         ConfigurationError: The configuration cannot be read, or the store does not answer.
     """
-    config = load_config(config_path)
-    store = open_store(config.store)
-    store.check_reachable(write=False)
+    config, store = open_configured(config_path)
     return Registry(store, config.model).ledger()
 
 

@@ -11,12 +11,11 @@ from pathlib import Path
 
 import yaml
 
-from components.core.config import load_config
 from components.core.errors import ConfigurationError
 from components.core.registry import Registry
-from components.core.storage import open_store
 from components.promote.bundle import SERVING
 from pipelines.audit import find_version, need_evidence
+from pipelines.status import open_configured
 
 RUNTIME = "kserve-tritonserver"  # comes with KServe; by name, since another that takes ONNX may want another layout
 ANNOTATION = "retrain.dev"
@@ -28,8 +27,8 @@ def export_service(config_path: Path, version: str | None) -> str:
     Raises:
         ConfigurationError, IntegrityError: See `inference_service`, `find_version` and `need_evidence`.
     """
-    config = load_config(config_path)
-    registry = Registry(open_store(config.store), config.model)
+    config, store = open_configured(config_path)
+    registry = Registry(store, config.model)
     found = find_version(registry, version)
     return inference_service(registry, found, need_evidence(registry, found))
 

@@ -23,7 +23,7 @@ from components.evaluate.answers import ask
 from components.evaluate.loading import load_version
 
 # Rounding differs between processors and between releases of torch. It turns answers whose two best classes are as good
-# as equal: one row in some hundreds at most, where another network, or other pixels, turn more.
+# as equal. A judgement, not a measurement: half a row in a hundred, where another network, or other pixels, turn more.
 TURNED_BY_ROUNDING = 0.005
 
 

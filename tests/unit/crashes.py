@@ -10,22 +10,25 @@ from components.core.storage import DirectoryStore
 
 
 class Crash(Exception):
-    pass
+    """The process is gone."""
 
 
 class CrashingStore(DirectoryStore):
-    """Raises at its n-th change, before or after it is made."""
+    """Dies at its n-th change, before or after it is made, and makes none from then on, whoever catches what."""
 
     def __init__(self, root: Path, number: int, *, after: bool) -> None:
         super().__init__(root)
-        self.left, self.after = number, after
+        self.left, self.after, self.crashed = number, after, False
 
     def _change(self, make: Callable[[], Any]) -> Any:
+        if self.crashed:
+            raise Crash
         self.left -= 1
-        if self.left == 0 and not self.after:
+        self.crashed = self.left == 0
+        if self.crashed and not self.after:
             raise Crash
         made = make()
-        if self.left == 0:
+        if self.crashed:
             raise Crash
         return made
 

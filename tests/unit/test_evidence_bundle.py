@@ -9,7 +9,6 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -21,6 +20,7 @@ from components.core.storage import DirectoryStore, sha256_hex
 from components.promote import step
 from components.promote.signature import check_signature
 from pipelines.audit import export_bundle, verify_folder, verify_version
+from tests.unit.crashes import Crash, CrashingStore
 from tests.unit.decision import no_rematch
 from tests.unit.promotion import begin, judged, save, write_config
 
@@ -167,34 +167,6 @@ def test_key_that_is_none_stops_the_promotion_and_a_later_attempt_mends_it(tmp_p
     assert step.promote(str(config), "one", "w", version, 1, no_rematch).outcome == "promoted"
 
 
-class Cut(Exception):
-    """The pod is lost."""
-
-
-class FailingStore(DirectoryStore):
-    """A store whose pod is lost at the n-th write, before or after it; and at every one that follows."""
-
-    def __init__(self, root: Path, number: int, after: bool) -> None:
-        super().__init__(root)
-        self.left, self.after = number, after
-
-    def _cut(self, write: Callable[[], Any]) -> Any:
-        self.left -= 1
-        if self.left < 0 or (self.left == 0 and not self.after):
-            raise Cut
-        done = write()
-        if self.left == 0:
-            raise Cut
-        return done
-
-    def put(self, key: str, data: bytes) -> None:
-        self._cut(lambda: super(FailingStore, self).put(key, data))
-
-    def put_new(self, key: str, data: bytes) -> bool:
-        written: bool = self._cut(lambda: super(FailingStore, self).put_new(key, data))
-        return written
-
-
 @pytest.mark.parametrize("after", [False, True])
 def test_pod_that_is_lost_at_any_write_leaves_a_promotion_that_is_finished_by_running_again(
     signed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: bool
@@ -207,8 +179,8 @@ def test_pod_that_is_lost_at_any_write_leaves_a_promotion_that_is_finished_by_ru
         run, registry = begin(config, run_id)
         version = save(registry, bytes([number]), champion)
         judged(run, version, champion)
-        with monkeypatch.context() as patch, suppress(Cut):
-            patch.setattr(runs, "open_store", lambda _, n=number: FailingStore(tmp_path / "store", n, after))
+        with monkeypatch.context() as patch, suppress(Crash):
+            patch.setattr(runs, "open_store", lambda _, n=number: CrashingStore(tmp_path / "store", n, after=after))
             step.promote(str(config), run_id, "w", version, 1, no_rematch)
             break  # more writes than there are
         assert registry.champion() is None or registry.champion().version in (champion, version)
@@ -218,7 +190,7 @@ def test_pod_that_is_lost_at_any_write_leaves_a_promotion_that_is_finished_by_ru
         champion = registry.champion().version
         assert champion == version
         registry.evidence(str(told.evidence)).verify()
-    assert number == 14, "one more than the probe's two, seven files, manifest, where they are, ledger and outcome"
+    assert number == 15, "one more than the probe's three, seven files, manifest, where they are, ledger and outcome"
     assert f"signed with {signed / 'key.pub'}" in verify_version(config, champion, signed / "key.pub")
 
 

@@ -6,7 +6,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from itertools import count
 from pathlib import Path
-from typing import TypeVar
 
 import pytest
 
@@ -16,44 +15,10 @@ from components.core.runs import Run
 from components.core.storage import DirectoryStore
 from components.promote import step
 from components.promote.approval import approve_run
+from tests.unit.crashes import Crash, CrashingStore
 from tests.unit.decision import no_rematch
 from tests.unit.promotion import begin, judged, save
 from tests.unit.test_promote import config_path, manual_path  # noqa: F401
-
-T = TypeVar("T")
-
-
-class Crash(Exception):
-    """The pod is gone."""
-
-
-class Crashing(DirectoryStore):
-    """Dies at its `fatal`-th write, `before` it is done or when it is."""
-
-    def __init__(self, root: Path, fatal: int, *, before: bool) -> None:
-        super().__init__(root)
-        self.left, self.before, self.crashed = fatal, before, False
-
-    def put(self, key: str, data: bytes) -> None:
-        self._write(lambda: super(Crashing, self).put(key, data))
-
-    def put_new(self, key: str, data: bytes) -> bool:
-        return self._write(lambda: super(Crashing, self).put_new(key, data))
-
-    def delete(self, key: str) -> None:
-        self._write(lambda: super(Crashing, self).delete(key))
-
-    def _write(self, work: Callable[[], T]) -> T:
-        if self.crashed:
-            raise Crash  # what is dead writes nothing more, whoever catches what
-        self.left -= 1
-        self.crashed = self.left == 0
-        if self.crashed and self.before:
-            raise Crash
-        done = work()
-        if self.crashed:
-            raise Crash
-        return done
 
 
 def state(registry: Registry) -> tuple[list[str], str]:
@@ -87,7 +52,7 @@ def crash_at_every_write(
             sound.delete(listed.key)
         for key, data in pristine.items():
             sound.put(key, data)
-        store = Crashing(root, fatal, before=before)
+        store = CrashingStore(root, fatal, after=not before)
         try:
             work(store)
         except Crash:
