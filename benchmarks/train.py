@@ -351,7 +351,23 @@ def peers(effort: Effort) -> list[Line]:
                 found.append((answer["images_learnt"] / seconds, answer["accuracy_old"], answer["accuracy_new"]))
                 ours.append(scenario.train(recipe, repeat))
             lines.append(_against(name, ours, found))
+            if name == "naive":
+                lines.append(_limit([rate for rate, *_ in found], effort))
     return lines
+
+
+def _limit(theirs: Sequence[float], effort: Effort) -> Line:
+    """How far the network itself lets anyone get: the plainest loop against Avalanche's naive one."""
+    images, labels = fashion("train", BATCH)
+    plain, steps = PlainLoop(network(spec()), images, labels, effort.compute), 200
+    plain.run(10)
+    values = [steps * BATCH / timed(lambda: plain.run(steps), effort) / rate for rate in theirs]
+    return Line(
+        name="the network alone, same batch",
+        figure=statistics.median(values),
+        text=f"{spread(values)} times its images a second: no loop of this network is faster",
+        reached=None,
+    )
 
 
 @contextmanager

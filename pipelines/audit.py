@@ -5,29 +5,33 @@ Not covered: how evidence is made (`components.promote`).
 
 from __future__ import annotations
 
-import json
+import re
 import tempfile
 from pathlib import Path
+from typing import Annotated
 
-from components.core.artifacts import Artifact
-from components.core.contracts import Document, Outcome
+from pydantic import Field
+
+from components.core.artifacts import MANIFEST, Artifact
+from components.core.contracts import Document
 from components.core.errors import ConfigurationError, IntegrityError
 from components.core.registry import Registry
-from components.core.storage import DirectoryStore, to_json
+from components.core.storage import DirectoryStore, sha256_hex, to_json
 from components.core.windows import Window
+from components.promote.provenance import Provenance
 from components.promote.signature import EVIDENCE, INDEX, SIGNATURE, VERSION, check_signature
-from pipelines.status import model_runs, open_configured
+from pipelines.status import open_configured
 
 
 class BundleIndex(Document):
     """`bundle.json` of an exported bundle: the digests of the manifests of its two folders."""
 
-    version: str
-    evidence: str
+    version: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
+    evidence: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
 
 
 def verify_version(config_path: Path, version: str | None, key: Path | None = None) -> str:
-    """Check the ledger (against the run records too), all files of a version (by default the champion's; the start of
+    """Check the ledger, all files of a version (by default the champion's; the start of
     its id is enough) and of its evidence, and the windows it was trained on.
 
     Args:
@@ -39,11 +43,7 @@ def verify_version(config_path: Path, version: str | None, key: Path | None = No
     """
     config, store = open_configured(config_path)
     registry = Registry(store, config.model)
-    records = registry.ledger()
-    for run in model_runs(store, config):
-        outcome = run.read("outcome", Outcome)
-        if outcome and outcome.ledger_number and outcome.ledger_digest:
-            registry.check_witness(outcome.ledger_number, outcome.ledger_digest)
+    records = registry.verify_ledger()
     found = find_version(registry, version)
     files = len(registry.verify_version(found).files)
     lineage = registry.lineage(found)
@@ -53,7 +53,7 @@ def verify_version(config_path: Path, version: str | None, key: Path | None = No
     told = _check_evidence(registry, found, evidence, key) if evidence else _without_evidence(found, key)
     return (
         f"{found}: {files} files as written; {told}; its {len(lineage.windows)} windows as ingested; "
-        f"ledger: {len(records)} records, unbroken"
+        f"ledger: {records} records, unbroken"
     )
 
 
@@ -65,6 +65,8 @@ def find_version(registry: Registry, start: str | None) -> str:
     """
     if start is None and (champion := registry.champion()):
         return champion.version
+    if start and re.fullmatch(r"[0-9a-f]{32}", start):
+        return start  # whole or damaged: that is for who reads it to say
     matches = [version for version in registry.versions() if start and version.startswith(start)]
     if len(matches) != 1:
         raise ConfigurationError(
@@ -161,13 +163,15 @@ def verify_folder(folder: Path, key: Path | None = None) -> str:
         IntegrityError: Names what is not as it was written.
         ConfigurationError: The key is none.
     """
+    _refuse_strangers(folder)
     index, store = _read_index(folder), DirectoryStore(folder)
     parts = [
         Artifact(store=store, folder=VERSION, digest=index.version),
         Artifact(store=store, folder=EVIDENCE, digest=index.evidence),
     ]
+    for part in parts:
+        _check_name(folder, part)
     files = sum(len(part.verify().files) for part in parts)
-    _refuse_strangers(folder)
     _check_subject(parts[1], index.version)
     if key is not None:
         check_signature(folder, key)
@@ -188,18 +192,30 @@ def _read_index(folder: Path) -> BundleIndex:
 
 
 def _refuse_strangers(folder: Path) -> None:
-    """Nothing may lie beside the two folders, which have been looked through, and no link may stand for a file."""
+    """Nothing may lie beside the two folders, and all must be files and folders: a link, pipe or device is not read."""
     for path in sorted(folder.rglob("*")):
         known = path.relative_to(folder).parts[0] in (VERSION, EVIDENCE) or path == folder / INDEX
-        if not known or path.is_symlink():
-            raise _broken(path, "is a link" if known else "does not belong to the bundle")
+        if not known:
+            raise _broken(path, "does not belong to the bundle")
+        if path.is_symlink() or not (path.is_file() or path.is_dir()):
+            raise _broken(path, "is a link" if path.is_symlink() else "is no file")
+
+
+def _check_name(folder: Path, part: Artifact) -> None:
+    """The index and the manifest each say what the other must be."""
+    path = folder / part.folder / MANIFEST
+    if path.is_file() and (found := sha256_hex(path.read_bytes())[:32]) != part.digest:
+        raise _broken(folder / INDEX, f"names {part.digest}, and {path} has digest {found}: one of both was changed")
 
 
 def _check_subject(evidence: Artifact, version: str) -> None:
     """Evidence tells whose it is: that of another version would be as whole as its own."""
-    about = json.loads(evidence.read("provenance.json"))["version"]
+    path = Path(evidence.store.uri, evidence.folder, "provenance.json")
+    try:
+        about = Provenance.model_validate_json(evidence.read("provenance.json"), extra="ignore").version
+    except ValueError as error:
+        raise _broken(path, f"does not say where a version comes from: {error}") from error
     if about != version:
-        path = Path(evidence.store.uri, evidence.folder, "provenance.json")
         raise _broken(path, f"is about version {about}, not {version}")
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from rich.console import Console
 from rich.markup import escape
 
-from components.core.config import Config, load_config
+from components.core.config import Config, StoreConfig, load_config
 from components.core.contention import race_store
 from components.core.probe import Finding, probe_optional, probe_required
 from components.core.storage import open_store
@@ -30,6 +31,18 @@ def _store(config: Config) -> Iterator[Finding]:
     yield Finding(name="store", passed=True, required=True, sentence=f"{store.uri} answers.")
     yield from probe_required(store)
     yield from probe_optional(store)
+    yield _encryption(config.store)
+
+
+def _encryption(config: StoreConfig) -> Finding:
+    address = urlsplit(config.endpoint_url or "https://")
+    clear = address.scheme == "http" and address.hostname not in ("localhost", "127.0.0.1", "::1")
+    told = (
+        "Images, models and the proof of who asks travel in the clear: http."
+        if clear
+        else "Nothing travels in the clear."
+    )
+    return Finding(name="TLS", passed=not clear, required=False, sentence=told)
 
 
 def print_findings(findings: list[Finding]) -> None:

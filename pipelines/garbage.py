@@ -26,14 +26,17 @@ from components.core.errors import IntegrityError
 from components.core.garbage import (
     Garbage,
     garbage_checkpoints,
+    garbage_evidence,
     garbage_versions,
     group_objects,
     reachable_versions,
     version_of,
 )
+from components.core.probe import check_store
 from components.core.registry import LostRace, Registry
 from components.core.runs import Run
 from components.core.storage import ListedObject, ObjectStore, UnfinishedWrite
+from components.core.succession import read_succession
 from pipelines.status import open_configured, user
 
 logger = logging.getLogger(__name__)
@@ -77,16 +80,20 @@ class Collector:
     def mark(self) -> list[Garbage]:
         """List what can go. Changes nothing."""
         unfinished = [_as_garbage(write) for write in self._unfinished()]
-        return [*self._mark_versions()[1], *self._mark_checkpoints(), *unfinished]
+        return [*self._mark_versions()[1], *self._mark_evidence(), *self._mark_checkpoints(), *unfinished]
 
     def sweep(self, actor: str) -> Iterator[Garbage]:
         """Delete what can go; yields each when it is gone.
 
         Args:
             actor: Who does it: the removal of a former champion is in the ledger.
+
+        Raises:
+            UnsoundStore: The store does not keep create-only writes.
         """
+        check_store(self.store)
         yield from self._sweep_versions(actor)
-        for one in self._mark_checkpoints():
+        for one in (*self._mark_evidence(), *self._mark_checkpoints()):
             self._delete(one)
             yield one
         for write in self._unfinished():
@@ -101,12 +108,21 @@ class Collector:
         objects = list(self.store.list_objects(f"models/{self.model}/"))
         named = named_by_runs(self.store, self.before)
         ledger = self.registry.ledger()
-        groups = group_objects(objects, lambda key: version_of(key, ledger))
+        owners = {record.evidence: record.version for record in ledger}
+        groups = group_objects(objects, lambda key: version_of(key, owners))
         complete = {name for name, group in groups.items() if group.complete}
         reachable = reachable_versions(
             ledger, named, lambda version: self._ancestry(version, complete), self.retention.champions
         )
         return ledger, garbage_versions(groups, reachable, ledger, self.before)
+
+    def _mark_evidence(self) -> list[Garbage]:
+        objects = list(self.store.list_objects(f"models/{self.model}/evidence/"))
+        named = named_by_runs(self.store, self.before)
+        on_record = {record.evidence for record in self.registry.ledger()}  # last: see _mark_versions
+        return garbage_evidence(
+            group_objects(objects, lambda key: key.split("/")[3]), {*named, *on_record}, self.before
+        )
 
     def _mark_checkpoints(self) -> list[Garbage]:
         objects = self.store.list_objects(f"checkpoints/{self.model}/")
@@ -139,11 +155,11 @@ class Collector:
         return any(one.modified >= self.before for one in listed)
 
     def _file_removal(self, one: Garbage, ledger: list[LedgerRecord], actor: str) -> LedgerRecord:
-        champion = self.registry.champion()
+        standing = read_succession(ledger).standing
         return self.registry.append(
             "removal",
             one.name,
-            expected_champion=champion.version if champion else None,
+            expected_champion=standing[-1] if standing else None,
             window=None,
             run_id=None,
             actor=actor,
@@ -170,9 +186,8 @@ class Collector:
 
 
 def named_by_runs(store: ObjectStore, before: datetime) -> set[str]:
-    """All ids in the records of runs that wait for approval or have no outcome: versions, and others that do no harm.
-
-    Of those that only made a plan and never have an outcome, the ones that began since `before`.
+    """All ids in the records of runs that wait for approval, or have no outcome and wrote something since `before`:
+    versions, and others that do no harm. What has no outcome and wrote nothing for so long has failed, or was a plan.
     """
     runs: dict[str, list[ListedObject]] = {}
     for listed in store.list_objects("runs/"):
@@ -187,10 +202,10 @@ def named_by_runs(store: ObjectStore, before: datetime) -> set[str]:
 
 
 def _needs_its_versions(run: Run, keys: Collection[str], *, recent: bool) -> bool:
+    if run.key("outcome.json") not in keys:
+        return recent
     try:
-        if run.key("outcome.json") in keys:
-            return run.need("outcome", Outcome).outcome == "waiting"
-        return recent or run.key("parameters.json") not in keys or not run.parameters.planning
+        return run.need("outcome", Outcome).outcome == "waiting"
     except IntegrityError as error:
         logger.warning("run %s cannot be read, and what it names stays: %s", run.run_id, error.found)
         return True

@@ -46,7 +46,8 @@ def print_history(records: Sequence[LedgerRecord]) -> None:
     console.print(table)
     for record in records:
         console.print(f"\n[bold]{record.number}[/bold] {escape(record.reason)}", highlight=False)
-    console.print(f"\n[dim]{len(records)} records, each checked against the one after it.[/dim]")
+    checked = "each checked against the one after it; retrain verify checks the last"
+    console.print(f"\n[dim]{len(records)} records, {checked}.[/dim]")
 
 
 def _start(name: str | None) -> str:

@@ -41,7 +41,7 @@ def inference_service(registry: Registry, version: str, evidence: str) -> str:
 
     Raises:
         ConfigurationError: The store is a directory, or the bundle has no ONNX graph.
-        IntegrityError: The bundle's manifest is not what was written.
+        IntegrityError: The bundle is not what was written.
 
     Source:
         https://kserve.github.io/website, "Deploying ONNX Models with KServe" (0.16): protocol v2, format onnx.
@@ -53,7 +53,7 @@ def inference_service(registry: Registry, version: str, evidence: str) -> str:
             expected="a store at s3://bucket/prefix",
             next_command="retrain export --bundle FOLDER, and copy that to where the server reads",
         )
-    if not any(name.startswith(f"{SERVING}/") for name in bundle.manifest().files):
+    if not any(name.startswith(f"{SERVING}/") for name in bundle.verify().files):
         raise ConfigurationError(
             f"evidence {evidence} has no ONNX graph",
             expected="a version that was promoted with onnx in promotion.exports",
@@ -82,7 +82,8 @@ def inference_service(registry: Registry, version: str, evidence: str) -> str:
             }
         },
     }
-    text: str = yaml.safe_dump(service, sort_keys=False)
+    # Quoted: YAML 1.1 and 1.2 do not agree on whether a model called 1e3, n or 0o17 is a text.
+    text: str = yaml.safe_dump(service, sort_keys=False, default_style='"')
     return text
 
 

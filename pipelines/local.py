@@ -30,6 +30,7 @@ from components.core.storage import open_store
 from components.core.windows import Window
 from components.decide.step import check_plan
 from components.ingest.sources import absolute_source, check_source, names_window
+from components.promote.provenance import LOCAL_VARIABLE
 
 # What kfp.local says when it skips a branch that it could not decide, and then reports success.
 SILENT_FAILURES = ("Could not resolve", "Condition evaluation failed", "Unknown items type", "Failed to ")
@@ -199,22 +200,25 @@ def _execute(arguments: dict[str, str], output: RunnerOutput) -> RuntimeError | 
 
 @contextlib.contextmanager
 def _quiet_kfp() -> Iterator[None]:
-    """Silence kfp's warnings of what does not apply here, and keep the user's working directory off the path.
+    """Silence kfp's warnings of what does not apply here, keep the user's working directory off the path, and let the
+    steps know that they run in no image.
 
     The steps are started with `python -m`, which puts the working directory first: a folder there that is called
     `components` would hide ours.
     """
-    before = os.environ.get("PYTHONSAFEPATH")
-    os.environ["PYTHONSAFEPATH"] = "1"
+    ours = {"PYTHONSAFEPATH": "1", LOCAL_VARIABLE: "1"}
+    before = {name: os.environ.get(name) for name in ours}
+    os.environ |= ours
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        if before is None:
-            del os.environ["PYTHONSAFEPATH"]
-        else:
-            os.environ["PYTHONSAFEPATH"] = before
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def say_on_stderr(line: str) -> None:

@@ -15,7 +15,7 @@ from components.core.contracts import LedgerRecord
 from components.core.errors import BrokenModel, ConfigurationError, DataError
 from components.core.events import announce
 from components.core.registry import Registry
-from components.core.succession import promotion_of
+from components.core.succession import promotion_of, read_succession
 from components.promote.rollback import find_done, find_target, roll_back
 from pipelines.status import need_reason, open_configured, user
 
@@ -47,25 +47,28 @@ def print_rollback(config_path: Path, name: str | None, reason: str, *, unscored
     ledger = registry.ledger()
     done, scores = find_done(ledger, name, actor=actor, reason=told), None
     if done is None:
-        target, champion = find_target(ledger, name), registry.champion()
-        assert champion is not None, "there was one before it"
+        target, champion = find_target(ledger, name), read_succession(ledger).standing[-1]
+        promotion = promotion_of(ledger, target)
         registry.verify_version(target)
+        if promotion and promotion.evidence and not unscored:
+            registry.evidence(promotion.evidence).verify()
         from components.evaluate.loading import load_version
         from components.evaluate.rescore import rescore
 
         load_version(registry, target)
         if not unscored:
             try:
-                scores = rescore(registry, promotion_of(ledger, target), champion.version, config)
+                scores = rescore(registry, promotion, champion, config)
             except BrokenModel:
                 raise
             except (ConfigurationError, DataError) as error:
                 raise _cannot_score(target, error) from error
             _check_agreement(target, scores)
-        record = roll_back(registry, target, champion=champion.version, actor=actor, reason=told)
-        announce(config, record)
+        record = roll_back(registry, target, champion=champion, actor=actor, reason=told)
     else:
         record = done
+    if record.kind == "rollback":  # again, too: the event has one id, and the first try may have been cut off
+        announce(config, record)
     if as_json:
         document = {
             "changed": done is None,
@@ -106,7 +109,8 @@ def _print(record: LedgerRecord, scores: Rescored | None, *, changed: bool) -> N
             ("before", record.champion_before, scores.champion),
             ("from now on", record.version, scores.target),
         ):
-            table.add_row(when, (version or "")[:12], f"{right} ({right / max(1, scores.rows):.1%})")
+            told = "cannot be asked" if right is None else f"{right} ({right / max(1, scores.rows):.1%})"
+            table.add_row(when, (version or "")[:12], told)
         console.print(table)
         console.print(f"The rows that {(record.version or '')[:12]} was promoted on; {scores.recorded} on record.\n")
     if changed:

@@ -6,6 +6,7 @@ is refused as much as one that has changed. Not covered: what the files mean (`m
 
 from __future__ import annotations
 
+import hashlib
 import re
 from dataclasses import dataclass
 from typing import Annotated
@@ -16,7 +17,9 @@ from components.core.errors import IntegrityError
 from components.core.storage import KeyMissing, ObjectStore, sha256_hex, to_json
 
 MANIFEST = "manifest.json"
-_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)*", re.ASCII)  # no way out of the folder, and the same on every file system
+# No way out of the folder, and the same on every file system, lengths included.
+_NAME = re.compile(r"\w[\w.-]{0,99}(/\w[\w.-]{0,99}){0,7}", re.ASCII)
+BLOCK = 64 * 2**20  # bytes of a file that are in memory at once while it is only checked
 
 
 class Manifest(BaseModel):
@@ -83,8 +86,9 @@ class Artifact:
         """
         manifest = self.manifest()
         self._refuse_others(manifest)
-        for name in manifest.files:
-            self._checked(name, manifest)
+        for name, digest in manifest.files.items():
+            if (found := self._sha256(name)) != digest:
+                raise self._broken(name, f"has SHA-256 {found}")
         return manifest
 
     def _refuse_others(self, manifest: Manifest) -> None:
@@ -100,9 +104,18 @@ class Artifact:
             raise self._broken(name, f"has SHA-256 {sha256_hex(data)}")
         return data
 
-    def _get(self, name: str) -> bytes:
+    def _sha256(self, name: str) -> str:
+        digest, offset = hashlib.sha256(), 0
+        while True:
+            block = self._get(name, offset=offset, length=BLOCK)
+            digest.update(block)
+            offset += len(block)
+            if len(block) < BLOCK:
+                return digest.hexdigest()
+
+    def _get(self, name: str, *, offset: int = 0, length: int | None = None) -> bytes:
         try:
-            return self.store.get(f"{self.folder}/{name}")
+            return self.store.get(f"{self.folder}/{name}", offset=offset, length=length)
         except KeyMissing as error:
             raise self._broken(name, "is missing") from error
 

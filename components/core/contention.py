@@ -42,9 +42,11 @@ def race_store(config: StoreConfig, *, writers: int = WRITERS, rounds: int = ROU
         while done < rounds and time.monotonic() - began < SECONDS:
             done += 1
             key = f"{prefix}-{done}"
-            fault = judge_round(_race(pool, stores, key), _holder(stores[0], key))
+            try:
+                fault = judge_round(_race(pool, stores, key), _holder(stores[0], key))
+            finally:
+                stores[0].delete(key)
             faults += [f"Round {done}: {fault}"] if fault else []
-            stores[0].delete(key)
     seconds = time.monotonic() - began
     found = f"{len(faults)} went wrong. {faults[0]}" if faults else "one winner in each."
     told = f"{writers} writers, {done} rounds, {seconds:.1f} s: {found}"

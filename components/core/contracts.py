@@ -675,16 +675,12 @@ class Outcome(StepDocument):
     """How a run ended: `promoted`, `waiting`, `skipped`, `quarantined`, `rejected` or `held`, and the champion
     afterwards. What waits becomes `promoted` once a person approves it. `evidence` is the digest of the bundle of what
     is promoted, or waits.
-
-    `ledger_number` and `ledger_digest` (SHA-256 of the record's bytes) bear witness to the run's ledger record: the
-    newest record has no follower that names it.
     """
 
     outcome: Literal["promoted", "waiting", "skipped", "quarantined", "rejected", "held"]
     champion_before: str | None
     champion_after: str | None
     ledger_number: int | None
-    ledger_digest: str | None = None
     evidence: str | None = None
     reason: str
 

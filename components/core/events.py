@@ -14,6 +14,7 @@ import logging
 import os
 import time
 from threading import Thread
+from urllib.parse import urlsplit
 
 from components.core.config import Config
 from components.core.contracts import LedgerKind, LedgerRecord
@@ -28,6 +29,10 @@ TYPES: dict[LedgerKind, str] = {
 }
 TRIES = 4
 PASSING = (429, 500, 502, 503, 504)  # answers that another try may change
+
+
+class BadSecret(ValueError):
+    """The secret of the webhook cannot sign anything."""
 
 
 def announce(config: Config, record: LedgerRecord) -> bool:
@@ -48,13 +53,14 @@ def announce(config: Config, record: LedgerRecord) -> bool:
     thread.start()
     thread.join(seconds)
     if thread.is_alive():
-        logger.warning("%s was not told of ledger record %d within %g s", webhook, record.number, seconds)
+        logger.warning("%s was not told of ledger record %d within %g s", _host(webhook), record.number, seconds)
     return bool(taken and taken[0])
 
 
 def _send(model: str, record: LedgerRecord, webhook: str, seconds: float) -> bool:
     import urllib3
 
+    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # its warnings name the whole address
     retries = urllib3.Retry(
         total=TRIES - 1, backoff_factor=0.2, status_forcelist=PASSING, allowed_methods=None, redirect=False
     )
@@ -64,11 +70,20 @@ def _send(model: str, record: LedgerRecord, webhook: str, seconds: float) -> boo
         with urllib3.PoolManager(retries=retries, timeout=urllib3.Timeout(seconds / TRIES)) as pool:
             answer = pool.request("POST", webhook, body=body, headers=headers, redirect=False)
     except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:
-        logger.warning("%s was not told of ledger record %d: %s", webhook, record.number, error)
+        why = error if isinstance(error, BadSecret) else type(error).__name__  # urllib3 names the whole address
+        logger.warning("%s was not told of ledger record %d: %s", _host(webhook), record.number, why)
         return False
     if answer.status >= 300:
-        logger.warning("%s answered %d to the event of ledger record %d", webhook, answer.status, record.number)
+        logger.warning("%s answered %d to the event of ledger record %d", _host(webhook), answer.status, record.number)
     return answer.status < 300
+
+
+def _host(webhook: str) -> str:
+    """What of an address may be logged: paths and user names are where receivers put their tokens."""
+    try:
+        return urlsplit(webhook).hostname or "the webhook"
+    except ValueError:
+        return "the webhook"
 
 
 def write_event(model: str, record: LedgerRecord) -> tuple[dict[str, str], bytes]:
@@ -102,7 +117,7 @@ def sign_event(headers: dict[str, str], body: bytes, secret: str | None, now: fl
         now: Seconds since the epoch.
 
     Raises:
-        ValueError: The secret is no base64.
+        BadSecret: It is no base64, or empty.
 
     Source:
         https://www.standardwebhooks.com, whose libraries check it.
@@ -111,9 +126,11 @@ def sign_event(headers: dict[str, str], body: bytes, secret: str | None, now: fl
     if not secret:
         return {"webhook-timestamp": sent}
     try:
-        key = base64.b64decode(secret.removeprefix("whsec_"), validate=True)
+        key = base64.b64decode(secret.strip().removeprefix("whsec_"), validate=True)
     except binascii.Error as error:
-        raise ValueError(f"{SECRET_VARIABLE} is not base64 (openssl rand -base64 32 makes one)") from error
+        raise BadSecret(f"{SECRET_VARIABLE} is not base64 (openssl rand -base64 32 makes one)") from error
+    if not key:
+        raise BadSecret(f"{SECRET_VARIABLE} has nothing in it (openssl rand -base64 32 makes one)")
     signed = b".".join([headers["webhook-id"].encode(), sent.encode(), body])
     signature = base64.b64encode(hmac.new(key, signed, hashlib.sha256).digest()).decode()
     return {"webhook-timestamp": sent, "webhook-signature": f"v1,{signature}"}

@@ -16,7 +16,7 @@ from components.core.storage import ListedObject
 from components.core.succession import Succession, read_succession
 
 OF_A_VERSION = ("versions", "features", "drift")  # folders below models/<model>/ with one folder a version
-Kind = Literal["version", "checkpoints", "unfinished write"]
+Kind = Literal["version", "evidence", "checkpoints", "unfinished write"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,15 +65,14 @@ def group_objects(objects: Iterable[ListedObject], group_of: Callable[[str], str
     return groups
 
 
-def version_of(key: str, ledger: Sequence[LedgerRecord]) -> str | None:
+def version_of(key: str, owners: Mapping[str | None, str | None]) -> str | None:
     """The version that a key below `models/<model>/` belongs to; None for the ledger, and for evidence that no record
-    names yet: it may be of a version that waits."""
+    names. `owners` are the versions of the evidence that records name."""
     folder, _, rest = key.split("/", 2)[2].partition("/")
     name = rest.partition("/")[0]
     if folder in OF_A_VERSION:
         return name
-    owners = (record.version for record in ledger if folder == "evidence" and record.evidence == name)
-    return next(owners, None)
+    return owners.get(name) if folder == "evidence" else None
 
 
 def reachable_versions(
@@ -115,6 +114,16 @@ def garbage_versions(
         )
         for _, group in sorted(groups.items())
         if group.name not in reachable and group.newest < before
+    ]
+
+
+def garbage_evidence(groups: Mapping[str, Group], named: Collection[str | None], before: datetime) -> list[Garbage]:
+    """The evidence that nobody has written to since `before`, and that is not `named` by records or runs."""
+    why = "no promotion rests on it, and no run needs it"
+    return [
+        Garbage(kind="evidence", name=group.name, why=why, bytes=group.bytes, keys=group.keys)
+        for _, group in sorted(groups.items())
+        if group.name not in named and group.newest < before
     ]
 
 

@@ -1,21 +1,27 @@
 """Model versions, the evidence they were promoted on, and the ledger that says which of them is the champion.
 
 Versions and evidence bundles are immutable folders of files (`artifacts`). The ledger is a gapless, hash-chained,
-create-only log; the champion is what its last promotion or rollback says. Not covered: who may promote (the gate
+create-only log; the champion is what its last promotion or rollback says. Each record has a head, its digest in a file
+of its own, so that an edit of the newest record, or its loss, is found. Not covered: who may promote (the gate
 decides) and what the files mean (`models`).
 """
 
 from __future__ import annotations
 
+import logging
+import re
 import uuid
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 
 from components.core.artifacts import Artifact, Manifest, list_artifacts, save_artifact
 from components.core.contracts import Champion, LedgerKind, LedgerRecord, Lineage
-from components.core.errors import IntegrityError
-from components.core.storage import KeyMissing, ObjectStore, sha256_hex, to_json
+from components.core.errors import IntegrityError, StoreUnreachable
+from components.core.storage import ObjectStore, sha256_hex, to_json
+from components.core.succession import read_succession
 
+logger = logging.getLogger(__name__)
 # Files of a version that updates of it may use; not every version has them.
 EXEMPLARS, FISHER = "exemplars.parquet", "fisher.safetensors"
 
@@ -28,7 +34,12 @@ class LostRace(Exception):
         self.champion = champion
 
 
+class RolledBack(LostRace):
+    """What was to be promoted, or what it was made from, was rolled back from: a person's word stands."""
+
+
 LONGEST_CHAIN = 100  # versions looked back through
+READERS = 16  # records of the ledger read at once
 
 
 class Registry:
@@ -51,8 +62,8 @@ class Registry:
         Raises:
             IntegrityError: See `ledger`, for the records read.
         """
-        named = (record.evidence for record, _ in self._backwards() if record.version == version)
-        return next((evidence for evidence in named if evidence), None)
+        made = (record for record, _ in self._backwards() if record.makes_champion and record.version == version)
+        return next((record.evidence for record in made if record.evidence), None)
 
     def save_version(self, files: dict[str, bytes]) -> str:
         """Write a version and return its id: see `save_artifact`."""
@@ -108,26 +119,35 @@ class Registry:
             yield parent, lineage
             parent = lineage.parent
 
-    def record_digest(self, number: int) -> str:
-        """SHA-256 of a ledger record's bytes, as they are stored."""
-        return sha256_hex(self.store.get(self._record_key(number)))
-
     def record(self, number: int) -> LedgerRecord:
         """One record of the ledger, without a look at the others."""
         return LedgerRecord.model_validate_json(self.store.get(self._record_key(number)), extra="ignore")
 
-    def check_witness(self, number: int, digest: str) -> None:
-        """Compare a ledger record with what the run that wrote it remembers.
+    def verify_ledger(self) -> int:
+        """Check the whole ledger, and its end by the heads: the newest record has no follower that names it.
+
+        Returns:
+            How many records it has.
 
         Raises:
-            IntegrityError: The record is gone, or its bytes are others.
+            IntegrityError: See `ledger`; or the newest record that has a head is gone, or is another one.
         """
-        try:
-            found = self.record_digest(number)
-        except KeyMissing as error:
-            raise self._broken_ledger(f"record {number}, which a run has written, is gone") from error
-        if found != digest:
-            raise self._broken_ledger(f"record {number} is not the one that its run has written")
+        return len(self._whole()[0])
+
+    def _whole(self) -> tuple[list[tuple[LedgerRecord, str]], int]:
+        """All records with their digests, newest first, and the number of the newest that has a head."""
+        heads = [listed.key for listed in self.store.list_objects(f"{self._heads}/")]  # before the ledger, which grows
+        chain = list(self._backwards())
+        if not heads:
+            return chain, 0
+        name = heads[-1].rpartition("/")[2]
+        if not re.fullmatch(r"\d{10}", name):
+            raise self._broken_ledger(f"{heads[-1]} is no head of a record")
+        if int(name) > len(chain):
+            raise self._broken_ledger(f"record {int(name)} is gone")
+        if self.store.get(heads[-1]) != chain[len(chain) - int(name)][1].encode():
+            raise self._broken_ledger(f"record {int(name)} is not the one that was written")
+        return chain, int(name)
 
     def versions(self) -> list[str]:
         """Ids of all versions whose files are complete."""
@@ -149,8 +169,7 @@ class Registry:
         if misplaced := [key for n, key in enumerate(keys, start=1) if key != self._record_key(n)]:
             raise self._broken_ledger(f"{misplaced[0]} stands where record {keys.index(misplaced[0]) + 1} belongs")
         expected: str | None = None
-        for number in range(len(keys), 0, -1):
-            data = self.store.get(self._record_key(number))
+        for number, data in self._read_back(len(keys)):
             digest = sha256_hex(data)
             try:
                 record = LedgerRecord.model_validate_json(data, extra="ignore")
@@ -162,6 +181,16 @@ class Registry:
                 raise self._broken_ledger(f"record {number} names the record before it wrongly")
             yield record, digest
             expected = record.previous
+
+    def _read_back(self, last: int) -> Iterator[tuple[int, bytes]]:
+        """Numbers and bytes of the records from the last to the first, read ahead in growing batches: who looks for the
+        champion reads few, and who reads all waits for one batch after another instead of one record."""
+        batch = 1
+        with ThreadPoolExecutor(READERS) as readers:
+            while last:
+                numbers = range(last, max(0, last - batch), -1)
+                yield from zip(numbers, readers.map(self.store.get, map(self._record_key, numbers)), strict=True)
+                last, batch = last - len(numbers), min(2 * batch, 4 * READERS)
 
     def append(
         self,
@@ -175,25 +204,34 @@ class Registry:
         reason: str,
         evidence: str | None = None,
         after: int | None = None,
+        unless_undone: Collection[str | None] = (),
     ) -> LedgerRecord:
         """Add one record to the ledger, if the champion still is `expected_champion`.
 
         Exactly one of several concurrent writers gets each number: create-only, and a nonce in the record tells it
         from another's. A run that has appended such a record before gets that one back, so a retried step adds none.
+        The head, which vouches for the newest record, follows it; if it is lost, the next append makes up for it.
 
         Args:
             after: How many records the ledger must have, where any other one could change what was concluded.
+            unless_undone: Versions of which none may have been rolled back from.
 
         Raises:
             LostRace: The champion is another one now, or there are more records than `after`.
+            RolledBack: One of `unless_undone` was.
+            IntegrityError: The ledger is not what was written; nothing follows it.
         """
         nonce = uuid.uuid4().hex
         while True:
-            chain = list(self._backwards())
+            chain, vouched = self._whole()
+            if vouched < len(chain):
+                self._write_head(len(chain), chain[0][1])
             for record, _ in chain:
                 if run_id is not None and (record.run_id, record.kind, record.version) == (run_id, kind, version):
                     return record
             champion = next((champion for record, _ in chain if (champion := _champion(record))), None)
+            if read_succession([record for record, _ in reversed(chain)]).undone.keys() & {*unless_undone}:
+                raise RolledBack(champion.version if champion else None)
             before = champion.version if champion else None
             if before != expected_champion or after not in (None, len(chain)):
                 raise LostRace(before)
@@ -211,8 +249,23 @@ class Registry:
                 previous=chain[0][1] if chain else None,
                 created=datetime.now(UTC),
             )
-            if self.store.put_new(self._record_key(record.number), to_json(record)):
+            data = to_json(record)
+            if self.store.put_new(self._record_key(record.number), data):
+                self._write_head(record.number, sha256_hex(data))
                 return record
+
+    def _write_head(self, number: int, digest: str) -> None:
+        """Vouch for a record. Whether it succeeds changes nothing about the record.
+
+        Raises:
+            IntegrityError: The head is there, and vouches for other bytes.
+        """
+        key = f"{self._heads}/{number:010d}"
+        try:
+            if not self.store.put_new(key, digest.encode()):
+                raise self._broken_ledger(f"record {number} is not the one that was written")
+        except StoreUnreachable as error:
+            logger.warning("record %d of the ledger has no head yet: %s", number, error.found)
 
     @property
     def _versions(self) -> str:
@@ -225,6 +278,10 @@ class Registry:
     @property
     def _ledger(self) -> str:
         return f"models/{self.model}/ledger"
+
+    @property
+    def _heads(self) -> str:
+        return f"models/{self.model}/heads"
 
     def _record_key(self, number: int) -> str:
         return f"{self._ledger}/{number:010d}.json"

@@ -5,6 +5,7 @@ The rows and what was answered then are on record; the images are read from thei
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -13,7 +14,7 @@ import pyarrow.compute as pc
 from components.core.config import Config
 from components.core.contracts import Evaluation, LedgerRecord
 from components.core.datasets import ImageSet, PixelCache, load_images
-from components.core.errors import ConfigurationError, IntegrityError
+from components.core.errors import BrokenModel, ConfigurationError, IntegrityError
 from components.core.models import Classifier, ModelSpec
 from components.core.registry import Registry
 from components.core.runs import Run
@@ -21,6 +22,8 @@ from components.core.storage import KeyMissing
 from components.core.windows import Window, from_parquet
 from components.evaluate.answers import ask
 from components.evaluate.loading import load_version
+
+logger = logging.getLogger(__name__)
 
 # Rounding differs between processors and between releases of torch. It turns answers whose two best classes are as good
 # as equal. A judgement, not a measurement: half a row in a hundred, where another network, or other pixels, turn more.
@@ -34,13 +37,14 @@ class Rescored:
     Attributes:
         rows: How many.
         recorded: Of them, those that the target had right when it was promoted; `target` and `champion` have right now.
+            None: the champion does not load, or answers nothing.
         turned: Those that the target answers otherwise than then.
     """
 
     rows: int
     recorded: int
     target: int
-    champion: int
+    champion: int | None
     turned: int
 
     @property
@@ -63,19 +67,24 @@ def rescore(registry: Registry, promotion: LedgerRecord | None, champion: str, c
     Raises:
         ConfigurationError: No run judged the promotion, or a window is gone.
         IntegrityError: The answers, images or a version's files are not what was written.
-        BrokenModel: A version's answers are none.
+        BrokenModel: The target does not load, or its answers are none.
     """
     table = _answers(registry, promotion)
     labels, target = table["label"].to_pylist(), promotion.version if promotion else None
     assert target is not None, "there are answers only of a version"
     panel = _Rows(registry, table, config)
-    now, other = (panel.ask(version, load_version(registry, version)) for version in (target, champion))
+    now = panel.ask(target, load_version(registry, target))
+    try:
+        other = panel.ask(champion, load_version(registry, champion))
+    except (BrokenModel, IntegrityError) as error:  # a reason to leave it, not to stay
+        logger.warning("the champion cannot be asked: %s", error.found)
+        other = None
     then = table["challenger"].to_pylist()
     return Rescored(
         rows=len(labels),
         recorded=_equal(then, labels),
         target=_equal(now, labels),
-        champion=_equal(other, labels),
+        champion=None if other is None else _equal(other, labels),
         turned=len(labels) - _equal(now, then),
     )
 

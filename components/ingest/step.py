@@ -13,6 +13,7 @@ from components.core.config import Config, check_strategy, load_config
 from components.core.contracts import RunParameters, WindowDocument
 from components.core.errors import ConfigurationError, SourceError
 from components.core.logs import progress
+from components.core.probe import check_store
 from components.core.runs import Run, perform
 from components.core.storage import ObjectStore, open_store
 from components.core.windows import Window
@@ -38,9 +39,12 @@ def run(config_path: str, run_id: str, source: str, strategy: str, *, planning: 
     Raises:
         SourceError: See `list_batches`.
         ConfigurationError: The configuration or the strategy is wrong.
+        UnsoundStore: Nothing could be promoted on this store.
     """
     config = load_config(config_path)
-    record = Run(open_store(config.store), run_id)
+    store = open_store(config.store)
+    check_store(store)
+    record = Run(store, run_id)
     parameters = RunParameters(
         run_id=run_id, model=config.model, dataset=config.dataset, source=source, strategy=strategy, planning=planning
     )

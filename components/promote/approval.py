@@ -5,7 +5,7 @@ from __future__ import annotations
 from components.core.contracts import LedgerKind, LedgerRecord, Outcome, Verdict, WindowDocument
 from components.core.errors import ConfigurationError
 from components.core.probe import check_store
-from components.core.registry import LostRace, Registry
+from components.core.registry import LostRace, Registry, RolledBack
 from components.core.rematches import list_attempts
 from components.core.runs import Run, StepRecord
 from components.core.storage import ObjectStore
@@ -43,7 +43,6 @@ def approve_run(store: ObjectStore, model: str, run_id: str, *, actor: str, reas
         champion_before=verdict.champion,
         champion_after=verdict.challenger,
         ledger_number=promotion.number,
-        ledger_digest=registry.record_digest(promotion.number),
         evidence=promotion.evidence,
         reason=f"{verdict.findings} Approved by {approval.actor}: {approval.reason}",
     )
@@ -84,11 +83,15 @@ def _append(
             actor=actor,
             reason=reason,
             evidence=evidence,
+            unless_undone=(verdict.challenger,),
         )
 
     try:
         approval = append("approval", actor, reason)
         return approval, append("promotion", approval.actor, verdict.findings)
+    except RolledBack:
+        _refuse_undone(registry, verdict.challenger)
+        raise
     except LostRace as race:
         if race.champion == verdict.challenger:
             raise ConfigurationError(

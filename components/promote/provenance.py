@@ -15,6 +15,7 @@ from components.core.runs import Run
 from components.core.storage import sha256_hex, to_json
 
 IMAGE_VARIABLE, REVISION_VARIABLE = "RETRAIN_IMAGE", "RETRAIN_REVISION"
+LOCAL_VARIABLE = "RETRAIN_LOCAL"  # set by the local runner, whose steps are told an image and do not run in it
 
 
 class Provenance(Document):
@@ -64,7 +65,7 @@ def trace(registry: Registry, version: str, record: Run, decision: Decision, act
         config=sha256_hex(to_json(config)),
         code=digest_sources(Path(components.__file__).parent),
         revision=os.environ.get(REVISION_VARIABLE) or None,
-        image=os.environ.get(IMAGE_VARIABLE) or None,
+        image=None if os.environ.get(LOCAL_VARIABLE) else os.environ.get(IMAGE_VARIABLE) or None,
         packages=digest_packages(),
         python=platform.python_version(),
     )

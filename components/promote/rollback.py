@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from components.core.contracts import LedgerRecord
 from components.core.errors import ConfigurationError
+from components.core.probe import check_store
 from components.core.registry import LostRace, Registry
 from components.core.succession import promotion_of, read_succession
 
@@ -69,7 +70,9 @@ def roll_back(registry: Registry, target: str, *, champion: str, actor: str, rea
 
     Raises:
         ConfigurationError: Another version has become champion meanwhile, or the target was removed.
+        UnsoundStore: The store does not keep create-only writes.
     """
+    check_store(registry.store)
     while True:
         ledger = registry.ledger()
         find_target(ledger, target)

@@ -6,7 +6,7 @@ from components.core.contracts import LedgerKind, Outcome, Verdict, VerdictWord
 from components.core.errors import RunFailed
 from components.core.plans import Decision
 from components.core.probe import check_store
-from components.core.registry import LostRace, Registry
+from components.core.registry import LostRace, Registry, RolledBack
 from components.core.rematches import Judge, Rematch, list_verdicts
 from components.core.runs import Run, open_run, perform
 from components.core.storage import to_json
@@ -61,25 +61,18 @@ def _contend(record: Run, window: str, rung: int, judge: Judge) -> Outcome:
     while True:
         verdict = verdicts[-1]
         try:
-            return _conclude(record, window, rung, verdict, _tell(verdicts))
+            return _conclude(record, window, rung, verdict, _tell(verdicts), made_from=verdicts[0].champion)
+        except RolledBack as race:
+            why = "It, or the champion that it was made from, was rolled back from meanwhile: run the window again."
+            return _overtaken(verdict, race, why)
         except LostRace as race:
             if verdict.verdict != "promote":
                 return _overtaken(verdict, race, _tell(verdicts))
             if verdict.challenger == race.champion:
                 return _overtaken(verdict, race, "Another run came to the same challenger: it is champion already.")
-            if _rolled_back(record):
-                return _overtaken(verdict, race, "A person rolled back meanwhile: run the window again.")
             if len(verdicts) >= tries:
                 return _overtaken(verdict, race, f"Other runs promoted first, {tries} times: run the window again.")
             verdicts.append(judge(Rematch(number=len(verdicts), champion=race.champion)))
-
-
-def _rolled_back(record: Run) -> bool:
-    """Whether the present champion is one that a person went back to: the challenger may descend from what was not to
-    be kept."""
-    registry = Registry(record.store, record.config.model)
-    champion = registry.champion()
-    return champion is not None and registry.record(champion.number).kind == "rollback"
 
 
 def _tell(verdicts: list[Verdict]) -> str:
@@ -106,12 +99,15 @@ def _overtaken(verdict: Verdict, race: LostRace, reason: str) -> Outcome:
     )
 
 
-def _conclude(record: Run, window: str, rung: int, verdict: Verdict, reason: str) -> Outcome:
+def _conclude(
+    record: Run, window: str, rung: int, verdict: Verdict, reason: str, made_from: str | None = None
+) -> Outcome:
     """The one place where a verdict becomes a ledger record, or the one that this run has there already; the evidence
     of a promotion is filed before.
 
     Raises:
         LostRace: The champion is not the one that the verdict is about.
+        RolledBack: What is to be promoted, or the champion that it was made from, was rolled back from.
         UnsoundStore: See `check_store`.
     """
     registry, promoted = Registry(record.store, record.config.model), verdict.verdict == "promote"
@@ -126,13 +122,13 @@ def _conclude(record: Run, window: str, rung: int, verdict: Verdict, reason: str
         actor=ACTOR,
         reason=reason,
         evidence=evidence.digest if evidence else None,
+        unless_undone=(verdict.challenger, made_from) if promoted else (),
     )
     return Outcome(
         outcome="promoted" if promoted else "rejected" if verdict.verdict == "reject" else "held",
         champion_before=entry.champion_before,
         champion_after=verdict.challenger if promoted else entry.champion_before,
         ledger_number=entry.number,
-        ledger_digest=registry.record_digest(entry.number),
         evidence=entry.evidence,
         reason=entry.reason,
     )

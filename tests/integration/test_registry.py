@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from components.core.contracts import Champion, LedgerRecord
+from components.core.contracts import Champion, LedgerKind, LedgerRecord
 from components.core.errors import IntegrityError
 from components.core.registry import LostRace, Registry
 from components.core.storage import DirectoryStore, ObjectStore, sha256_hex, to_json
@@ -361,6 +361,54 @@ def test_an_edit_of_any_record_but_the_last_is_found(local: Registry, number: in
         local.ledger()
 
 
+@pytest.mark.parametrize("kind", ["promotion", "rollback", "release"])
+def test_edit_or_loss_of_the_newest_record_is_found_by_its_head(local: Registry, kind: LedgerKind) -> None:
+    append(local, "promotion", A)
+    append(local, kind, None if kind == "release" else B)
+    assert local.verify_ledger() == 2
+    path, pristine = record_path(local, 2), record_path(local, 2).read_bytes()
+    edit(path, reason="another")
+    with pytest.raises(IntegrityError, match="record 2 is not the one that was written"):
+        local.verify_ledger()
+    path.unlink()
+    with pytest.raises(IntegrityError, match="record 2 is gone"):
+        local.verify_ledger()
+    path.write_bytes(pristine)
+    assert local.verify_ledger() == 2
+
+
+def test_head_that_was_cut_off_is_made_up_for_by_the_next_append(local: Registry) -> None:
+    append(local, "promotion", A)
+    stored(local, "heads").joinpath("0000000001").unlink()
+    assert local.verify_ledger() == 1, "nothing vouches for it yet"
+    append(local, "hold", B)
+    assert [path.name for path in sorted(stored(local, "heads").iterdir())] == ["0000000001", "0000000002"]
+
+
+def test_ledger_that_lost_its_newest_record_is_not_forked(local: Registry) -> None:
+    append(local, "promotion", A)
+    append(local, "promotion", B)
+    record_path(local, 2).unlink()
+    with pytest.raises(IntegrityError, match="record 2 is gone"):
+        append(local, "promotion", C)
+    assert len(local.ledger()) == 1
+
+
+def test_stranger_among_the_heads_is_named(local: Registry) -> None:
+    append(local, "promotion", A)
+    stored(local, "heads").joinpath("0000000001.bak").write_bytes(b"")
+    with pytest.raises(IntegrityError, match=r"0000000001\.bak is no head of a record"):
+        local.verify_ledger()
+
+
+def test_nothing_is_appended_after_a_record_that_is_not_the_one_that_was_written(local: Registry) -> None:
+    append(local, "promotion", A)
+    edit(record_path(local, 1), version=B)
+    with pytest.raises(IntegrityError, match="record 1 is not the one that was written"):
+        append(local, "hold", B)
+    assert len(local.ledger()) == 1
+
+
 def test_an_edit_between_the_end_and_the_champion_is_found_by_whoever_asks_for_the_champion(local: Registry) -> None:
     for kind, version in (("promotion", A), ("hold", B), ("rejection", C)):
         append(local, kind, version)
@@ -390,7 +438,7 @@ def test_champion_is_read_from_the_end_of_the_ledger(tmp_path: Path) -> None:
     append(registry, "hold", B)
     store.read.clear()
     assert champion_version(registry) == f"{11:032d}"
-    assert store.read == ["0000000014.json", "0000000013.json", "0000000012.json"]
+    assert sorted(store.read) == ["0000000012.json", "0000000013.json", "0000000014.json"]
 
 
 def write_records_of_a_newer_release(registry: Registry) -> list[bytes]:

@@ -153,6 +153,28 @@ def test_secret_that_is_no_base64_is_refused_and_nothing_is_sent_unsigned(
     assert "RETRAIN_WEBHOOK_SECRET is not base64" in caplog.text
 
 
+@pytest.mark.parametrize("secret", ["whsec_", " \n"])
+def test_secret_with_nothing_in_it_signs_nothing(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, secret: str
+):
+    monkeypatch.setenv("RETRAIN_WEBHOOK_SECRET", secret)
+    with receiving(200) as receiver:
+        assert not announce(config(receiver.url), record())
+        assert receiver.got == []
+    assert "RETRAIN_WEBHOOK_SECRET has nothing in it" in caplog.text
+
+
+def test_line_break_after_the_secret_is_none_of_it():
+    headers = {"webhook-id": "one"}
+    assert sign_event(headers, b"{}", f"{SECRET}\n", 1.0) == sign_event(headers, b"{}", SECRET, 1.0)
+
+
+def test_tokens_in_the_address_are_not_logged(caplog: pytest.LogCaptureFixture):
+    assert not announce(config(f"http://ada:PASSWORD@127.0.0.1:{free_port()}/TOKEN"), record())
+    assert "127.0.0.1 was not told" in caplog.text
+    assert not {"PASSWORD", "TOKEN"} & {word for word in ("PASSWORD", "TOKEN") if word in caplog.text}
+
+
 # --- receivers
 
 

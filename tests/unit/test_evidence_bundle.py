@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -122,7 +123,8 @@ def test_step_that_is_cut_off_comes_to_the_same_evidence_although_signatures_dif
     (before,) = registry.ledger()
     store = registry.store
     store.delete("runs/one/outcome.json")
-    store.delete("models/m/ledger/0000000001.json")  # as if the pod was lost before the ledger was written
+    for key in ("models/m/ledger/0000000001.json", "models/m/heads/0000000001"):  # lost before the ledger was written
+        store.delete(key)
     again = step.promote(str(config), "one", "w", str(before.version), 1, no_rematch)
     assert again.evidence == before.evidence
     assert [record.evidence for record in registry.ledger()] == [before.evidence]
@@ -137,7 +139,7 @@ def test_evidence_that_was_cut_short_is_filed_anew_with_the_same_digest_if_it_is
     (before,) = registry.ledger()
     for name in [o.key for o in registry.store.list_objects("runs/one/") if "/evidence-" in o.key]:
         registry.store.delete(name)
-    for key in ("runs/one/outcome.json", "models/m/ledger/0000000001.json"):
+    for key in ("runs/one/outcome.json", "models/m/ledger/0000000001.json", "models/m/heads/0000000001"):
         registry.store.delete(key)
     registry.store.delete(f"models/m/evidence/{before.evidence}/manifest.json")
     assert step.promote(str(config), "one", "w", str(before.version), 1, no_rematch).evidence == before.evidence
@@ -147,7 +149,7 @@ def test_evidence_that_was_tampered_with_is_not_promoted_on(tmp_path: Path):
     config = write_config(tmp_path)
     registry = promote(config)
     (before,) = registry.ledger()
-    for key in ("runs/one/outcome.json", "models/m/ledger/0000000001.json"):
+    for key in ("runs/one/outcome.json", "models/m/ledger/0000000001.json", "models/m/heads/0000000001"):
         registry.store.delete(key)
     registry.store.put(f"models/m/evidence/{before.evidence}/card.md", b"better")
     with pytest.raises(IntegrityError, match=r"card\.md"):
@@ -190,7 +192,8 @@ def test_pod_that_is_lost_at_any_write_leaves_a_promotion_that_is_finished_by_ru
         champion = registry.champion().version
         assert champion == version
         registry.evidence(str(told.evidence)).verify()
-    assert number == 15, "one more than the probe's three, seven files, manifest, where they are, ledger and outcome"
+    # One more than the probe's three, seven files, manifest, where they are, ledger, its head and the outcome.
+    assert number == 16
     assert f"signed with {signed / 'key.pub'}" in verify_version(config, champion, signed / "key.pub")
 
 
@@ -207,8 +210,8 @@ def test_what_was_promoted_verifies_in_the_store_and_in_the_folder(signed: Path)
 
 
 def places(data: bytes) -> Iterator[int]:
-    """Where a file is bent: its first, middle and last byte."""
-    return iter(sorted({0, len(data) // 2, len(data) - 1}))
+    """Where a file is bent: its first, middle and last byte; a small one everywhere."""
+    return iter(range(len(data)) if len(data) < 200 else (0, len(data) // 2, len(data) - 1))
 
 
 def test_any_bent_file_of_the_folder_is_named(signed: Path, bundle: Path):
@@ -257,10 +260,34 @@ def test_extra_file_is_named(bundle: Path, name: str):
         verify_folder(bundle)
 
 
+@pytest.mark.parametrize("name", ["bundle.json", "evidence/card.md", "version/extra"])
+def test_pipe_in_place_of_a_file_is_not_read(bundle: Path, name: str):
+    (bundle / name).unlink(missing_ok=True)
+    os.mkfifo(bundle / name)
+    with pytest.raises(IntegrityError, match="is no file"):
+        verify_folder(bundle)
+
+
 def test_link_in_place_of_a_file_is_refused(bundle: Path, tmp_path: Path):
     outside = shutil.move(bundle / "evidence" / "card.md", tmp_path / "card.md")
     (bundle / "evidence" / "card.md").symlink_to(outside)
     with pytest.raises(IntegrityError, match=r"card\.md is a link"):
+        verify_folder(bundle)
+
+
+def test_large_file_is_checked_in_blocks(bundle: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("components.core.artifacts.BLOCK", 7)
+    verify_folder(bundle)
+    path = bundle / "evidence" / "card.md"
+    path.write_bytes(path.read_bytes() + b"x")
+    with pytest.raises(IntegrityError, match=r"card\.md has SHA-256"):
+        verify_folder(bundle)
+
+
+@pytest.mark.parametrize("name", ["a" * 101, "/".join("a" * 9), "a" * 5000])
+def test_manifest_that_lists_an_endless_name_is_refused(bundle: Path, name: str):
+    point(bundle, evidence=reseal(bundle / "evidence", name))
+    with pytest.raises(IntegrityError, match=r"manifest\.json lists"):
         verify_folder(bundle)
 
 

@@ -98,7 +98,7 @@ def test_objects_of_a_version_go_together_its_manifest_first() -> None:
         "models/m/versions/v/manifest.json",
     ]
     objects = [ListedObject(key=key, size=n, modified=OLD + timedelta(days=n)) for n, key in enumerate(keys)]
-    (found,) = group_objects(objects, lambda key: version_of(key, [record])).values()
+    (found,) = group_objects(objects, lambda key: version_of(key, {record.evidence: record.version})).values()
     assert (found.name, found.complete) == ("v", True)
     assert (found.bytes, found.newest) == (0 + 1 + 3 + 5 + 6, OLD + timedelta(days=6))
     assert set(found.keys) == {keys[n] for n in (0, 1, 3, 5, 6)}
@@ -261,28 +261,20 @@ def test_ancestors_stay_down_to_the_last_full_retrain(house: House) -> None:
 
 
 @pytest.mark.parametrize(
-    ("outcome", "planning", "stays"),
-    [
-        (None, False, True),
-        ("waiting", False, True),
-        ("rejected", False, False),
-        ("promoted", False, False),
-        (None, True, False),
-    ],
+    ("outcome", "stays"), [(None, False), ("waiting", True), ("rejected", False), ("promoted", False)]
 )
-def test_version_named_by_a_run_that_waits_or_has_not_ended_stays(
-    house: House, outcome: str | None, planning: bool, stays: bool
-) -> None:
+def test_version_named_by_a_run_stays_as_long_as_it_waits(house: House, outcome: str | None, stays: bool) -> None:
     version = house.save("challenger")
-    house.run("one", version, outcome, planning)
+    house.run("one", version, outcome)
     house.age()
     assert house.sweep() == ([] if stays else [version])
 
 
-def test_plan_that_was_made_just_now_keeps_what_it_names(house: House) -> None:
+@pytest.mark.parametrize("planning", [False, True])
+def test_run_without_an_outcome_keeps_what_it_names_until_the_grace_is_over(house: House, planning: bool) -> None:
     version = house.save("challenger")
     house.age()
-    house.run("one", version, planning=True)
+    house.run("one", version, planning=planning)
     assert house.sweep() == []
 
 
@@ -328,6 +320,16 @@ def test_checkpoints_that_nobody_goes_on_with_go_and_running_ones_stay(house: Ho
     house.store.put("checkpoints/m/running/attempts/0001.json", b"beat")
     assert house.sweep() == ["left"]
     assert {one.key.split("/")[2] for one in house.store.list_objects("checkpoints/")} == {"running"}
+
+
+def test_evidence_that_no_record_and_no_run_needs_goes(house: House) -> None:
+    waiting, lost, new = (house.registry.save_evidence({"card.md": name}) for name in (b"w", b"l", b"n"))
+    house.run("one", waiting, "waiting")
+    house.age()
+    house.store.put(f"models/m/evidence/{new}/card.md", b"n")
+    assert house.sweep() == [lost]
+    kept = {one.key.split("/")[3] for one in house.store.list_objects("models/m/evidence/")}
+    assert kept == {waiting, new}
 
 
 def test_temporary_files_of_killed_writers_go_when_they_are_old(house: House) -> None:
@@ -425,7 +427,7 @@ def test_interrupted_at_any_change_the_next_one_finishes(tmp_path: Path, after: 
         assert not [one for v in (loser, first) for one in house.store.list_objects(f"models/m/versions/{v}/")]
         if finished:
             break
-    assert number == 1 + 3 + 1 + 3, "a removal, and three files of each of two versions"
+    assert number == 1 + 3 + 2 + 2 * 3, "the probe's three, a removal and its head, three files of each of two versions"
 
 
 # --- the command

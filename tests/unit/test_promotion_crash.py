@@ -96,8 +96,8 @@ def test_crash_at_any_write_of_a_promotion(
     valid = [["promotion"], ["promotion", "promotion"]]
     writes = crash_at_every_write(place.root, save_and_promote, before=before, valid=valid)
     # Three files and a manifest; window, plan, evaluation and verdict; the probe's create, second create and delete;
-    # six files of evidence, their manifest, where they are; the ledger; the outcome.
-    assert writes == 21
+    # six files of evidence, their manifest, where they are; the ledger and its head; the outcome.
+    assert writes == 22
 
 
 @pytest.mark.parametrize("before", [True, False])
@@ -116,5 +116,5 @@ def test_crash_at_any_write_of_an_approval(
 
     valid = [["promotion"], ["promotion", "approval"], ["promotion", "approval", "promotion"]]
     writes = crash_at_every_write(place.root, approve, before=before, valid=valid)
-    assert writes == 6  # the probe's three; approval and promotion; the outcome
+    assert writes == 8  # the probe's three; approval and promotion, each with its head; the outcome
     assert run.need("outcome", Outcome).outcome == "promoted"
