@@ -122,8 +122,10 @@ def race(course: Course) -> list[Answer]:
 
 
 def judge(name: str, told: list[Answer], config: StoreConfig) -> int:
-    """Compare what was told with the ledger, whose chain is checked on reading. Returns how many answers were wrong."""
-    ledger = Registry(open_store(config), MODEL).ledger()
+    """Compare what was told with the ledger, whose chain and heads are checked. Returns how many answers were wrong."""
+    registry = Registry(open_store(config), MODEL)
+    registry.verify_ledger()
+    ledger = registry.ledger()
     assert ledger, f"{name}: nobody promoted anything, so nothing was shown"
     numbers = {record.version: record.number for record in ledger}
     times = Counter(record.version for record in ledger)

@@ -31,18 +31,17 @@ def _store(config: Config) -> Iterator[Finding]:
     yield Finding(name="store", passed=True, required=True, sentence=f"{store.uri} answers.")
     yield from probe_required(store)
     yield from probe_optional(store)
-    yield _encryption(config.store)
+    yield encryption(config.store)
 
 
-def _encryption(config: StoreConfig) -> Finding:
+def encryption(config: StoreConfig) -> Finding:
+    """Whether what goes to the store and comes from it can be read on the way."""
     address = urlsplit(config.endpoint_url or "https://")
-    clear = address.scheme == "http" and address.hostname not in ("localhost", "127.0.0.1", "::1")
-    told = (
-        "Images, models and the proof of who asks travel in the clear: http."
-        if clear
-        else "Nothing travels in the clear."
-    )
-    return Finding(name="TLS", passed=not clear, required=False, sentence=told)
+    here = address.hostname in ("localhost", "127.0.0.1", "::1") or "://" not in config.uri
+    clear = address.scheme == "http" and not here
+    told = "Images and models travel in the clear: http." if clear else "Images and models travel encrypted."
+    sentence = "The store is on this machine." if here else told
+    return Finding(name="TLS", passed=not clear, required=False, sentence=sentence)
 
 
 def print_findings(findings: list[Finding]) -> None:

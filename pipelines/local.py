@@ -24,6 +24,7 @@ from components.core.config import Config, check_strategy, load_config, planned
 from components.core.contracts import RunReport
 from components.core.errors import ConfigurationError, RunFailed
 from components.core.plans import find_plan
+from components.core.probe import check_store
 from components.core.registry import Registry
 from components.core.runs import Run
 from components.core.storage import open_store
@@ -41,12 +42,14 @@ LOG_NAME = "run.log"
 
 
 def check_inputs(config: Config, source: str, strategy: str) -> None:
-    """Find what would stop a run before it begins, so that bad input changes nothing in the store.
+    """Find what would stop a run before it begins, so that bad input changes nothing in the store. The store itself is
+    tried last.
 
     Raises:
         ConfigurationError: The strategy or plan is unknown, the store does not answer, or there is no such window.
         SourceError: The source is no folder of labelled images.
         IntegrityError: The ledger or a file of the champion is not what was written.
+        UnsoundStore: The store does not keep what it answers.
     """
     check_strategy(strategy, config)
     store = open_store(config.store)
@@ -69,6 +72,7 @@ def check_inputs(config: Config, source: str, strategy: str) -> None:
         from components.core.models import check_architecture
 
         check_architecture(config.training)
+    check_store(store)
 
 
 def run_pipeline(
@@ -85,6 +89,7 @@ def run_pipeline(
 
     Raises:
         ConfigurationError, SourceError, IntegrityError: See `check_inputs`; the store is as it was.
+        UnsoundStore: See `check_inputs`.
         RunFailed: A step crashed; the message has its reason and the place of the log.
     """
     config = load_config(config_path)

@@ -42,9 +42,7 @@ def run(config_path: str, run_id: str, source: str, strategy: str, *, planning: 
         UnsoundStore: Nothing could be promoted on this store.
     """
     config = load_config(config_path)
-    store = open_store(config.store)
-    check_store(store)
-    record = Run(store, run_id)
+    record = Run(open_store(config.store), run_id)
     parameters = RunParameters(
         run_id=run_id, model=config.model, dataset=config.dataset, source=source, strategy=strategy, planning=planning
     )
@@ -54,6 +52,7 @@ def run(config_path: str, run_id: str, source: str, strategy: str, *, planning: 
 
 def _ingest(record: Run, config: Config, source: str, strategy: str) -> WindowDocument:
     check_strategy(strategy, config)  # here, so that a typing error in the start form is filed with the run
+    check_store(record.store)  # not only before the promotion, when everything is paid for
     return ingest(record.store, config, source)
 
 

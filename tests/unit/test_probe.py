@@ -12,6 +12,7 @@ from components.core.contention import judge_round, race_store
 from components.core.errors import ConditionUnsupported, UnsoundStore
 from components.core.probe import check_store, probe_optional, probe_required
 from components.core.storage import STALE_ETAG, DirectoryStore
+from pipelines.doctor import encryption
 
 
 class Overwriting(DirectoryStore):
@@ -142,3 +143,18 @@ def test_race_on_a_store_that_keeps_no_condition_fails(tmp_path: Path, monkeypat
     assert (finding.passed, finding.required) == (False, True)
     assert "Round 1: 4 writers were told that they won." in finding.sentence
     shutil.rmtree(tmp_path / "store")
+
+
+@pytest.mark.parametrize(
+    ("store", "passed"),
+    [
+        ({"uri": "store"}, True),
+        ({"uri": "s3://b"}, True),
+        ({"uri": "s3://b", "endpoint_url": "https://s3.example"}, True),
+        ({"uri": "s3://b", "endpoint_url": "http://127.0.0.1:9000"}, True),
+        ({"uri": "s3://b", "endpoint_url": "http://s3.example"}, False),
+    ],
+)
+def test_doctor_warns_of_a_store_that_is_asked_in_the_clear(store: dict[str, str], passed: bool) -> None:
+    finding = encryption(StoreConfig(**store))
+    assert (finding.passed, finding.required) == (passed, False)
