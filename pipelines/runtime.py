@@ -15,7 +15,7 @@ CACHE_FOLDER = "/var/cache/retrain"
 SECRET = "retrain-store"  # noqa: S105  # optional: a service account with rights to the bucket does without
 CREDENTIALS = {name: name for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")}
 SIGNING_SECRET, SIGNING_FOLDER = "retrain-signing", "/etc/retrain-signing"  # promotion.signing_key names a file there
-WEBHOOK_SECRET = "retrain-webhook"  # noqa: S105  # signs events
+WEBHOOK_SECRET = "retrain-webhook"  # noqa: S105  # signs events, and opens the MLflow mirror
 METRICS_PORT = "9090"  # where a training answers /metrics while it runs
 HOUR = 3600
 
@@ -36,9 +36,9 @@ def promoting(task: dsl.PipelineTask) -> dsl.PipelineTask:
 
 
 def telling(task: dsl.PipelineTask) -> dsl.PipelineTask:
-    """The step that tells others: the only one that sees the secret of the webhook, where there is one."""
-    name = "RETRAIN_WEBHOOK_SECRET"
-    return kubernetes.use_secret_as_env(light(task), WEBHOOK_SECRET, {name: name}, optional=True)
+    """The step that tells others: the only one that sees the secrets that takes, where there are any."""
+    names = ("RETRAIN_WEBHOOK_SECRET", "MLFLOW_TRACKING_TOKEN")
+    return kubernetes.use_secret_as_env(light(task), WEBHOOK_SECRET, {name: name for name in names}, optional=True)
 
 
 def on_gpu(task: dsl.PipelineTask, gpu_type: str, gpu_count: str) -> dsl.PipelineTask:

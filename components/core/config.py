@@ -431,8 +431,12 @@ class EventsConfig(Section):
     webhook: Annotated[str, Field(pattern=r"^https?://[^/]")] | None = None
     """URL that gets each as a CloudEvent (structured JSON), signed as in the Standard Webhooks specification with the
     secret in RETRAIN_WEBHOOK_SECRET. A receiver that fails is logged and never fails a run."""
+    mlflow: Annotated[str, Field(pattern=r"^https?://[^/]")] | None = None
+    """Address of an MLflow tracking server whose model registry mirrors the champions: a version each, with the alias
+    `champion` on the present one. Credentials from MLFLOW_TRACKING_TOKEN, or MLFLOW_TRACKING_USERNAME and _PASSWORD. It
+    decides nothing, and fails as silently as the webhook."""
     timeout_seconds: Annotated[float, Field(gt=0)] = 15.0
-    """How long telling one event may take, all tries together."""
+    """How long telling one receiver may take, all tries together."""
 
 
 class ReportConfig(Section):

@@ -13,11 +13,14 @@ import hmac
 import logging
 import os
 import time
+from collections.abc import Callable, Iterator
 from threading import Thread
+from typing import Any
 from urllib.parse import urlsplit
 
-from components.core.config import Config
+from components.core.config import Config, EventsConfig
 from components.core.contracts import LedgerKind, LedgerRecord
+from components.core.mirror import MirrorRefused, mirror_record
 
 logger = logging.getLogger(__name__)
 
@@ -31,51 +34,89 @@ TRIES = 4
 PASSING = (429, 500, 502, 503, 504)  # answers that another try may change
 
 
+class Refused(ValueError):
+    """What the webhook answered."""
+
+
 class BadSecret(ValueError):
     """The secret of the webhook cannot sign anything."""
 
 
 def announce(config: Config, record: LedgerRecord) -> bool:
-    """Tell the webhook of the configuration about a ledger record: a promotion, a rejection or a rollback.
+    """Tell who the configuration names about a ledger record: the webhook about a promotion, a rejection or a rollback,
+    the MLflow mirror about a new champion.
 
     The same record gives the same event with the same `id`, so whoever is told twice can tell. Takes no longer than
-    `events.timeout_seconds`, and raises nothing: what goes wrong is logged.
+    `events.timeout_seconds` each, and raises nothing: what goes wrong is logged.
 
     Returns:
-        Whether the receiver took it; False too where there is nobody to tell, or nothing.
+        Whether all took it; False too where there is nobody to tell, or nothing.
     """
-    webhook, seconds = config.events.webhook, config.events.timeout_seconds
-    if webhook is None or record.kind not in TYPES:
-        return False
-    taken: list[bool] = []
+    taken = [
+        _tell_in_time(receiver, address, config, record) for receiver, address in _receivers(config.events, record)
+    ]
+    return bool(taken) and all(taken)
+
+
+Receiver = Callable[[Config, LedgerRecord, str, Any], None]
+"""Tells an address about a record over a pool of urllib3, and raises ValueError or what the pool raises."""
+
+
+def _receivers(events: EventsConfig, record: LedgerRecord) -> Iterator[tuple[Receiver, str]]:
+    if events.webhook and record.kind in TYPES:
+        yield send_event, events.webhook
+    if events.mlflow and record.makes_champion:
+        yield mirror_record, events.mlflow
+
+
+def _tell_in_time(receiver: Receiver, address: str, config: Config, record: LedgerRecord) -> bool:
+    seconds, taken = config.events.timeout_seconds, list[bool]()
     # A thread: a timeout of a request does not bound a name server, nor a receiver that answers a byte a second.
-    thread = Thread(target=lambda: taken.append(_send(config.model, record, webhook, seconds)), daemon=True)
+    thread = Thread(target=lambda: taken.append(_tell(receiver, address, config, record)), daemon=True)
     thread.start()
     thread.join(seconds)
     if thread.is_alive():
-        logger.warning("%s was not told of ledger record %d within %g s", _host(webhook), record.number, seconds)
+        logger.warning("%s was not told of ledger record %d within %g s", _host(address), record.number, seconds)
     return bool(taken and taken[0])
 
 
-def _send(model: str, record: LedgerRecord, webhook: str, seconds: float) -> bool:
+def _tell(receiver: Receiver, address: str, config: Config, record: LedgerRecord) -> bool:
     import urllib3
 
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # its warnings name the whole address
     retries = urllib3.Retry(
-        total=TRIES - 1, backoff_factor=0.2, status_forcelist=PASSING, allowed_methods=None, redirect=False
+        total=TRIES - 1,
+        backoff_factor=0.2,
+        status_forcelist=PASSING,
+        allowed_methods=None,
+        redirect=False,
+        raise_on_status=False,
     )
+    timeout = urllib3.Timeout(config.events.timeout_seconds / TRIES)
     try:
-        headers, body = write_event(model, record)
-        headers |= sign_event(headers, body, os.environ.get(SECRET_VARIABLE), time.time())
-        with urllib3.PoolManager(retries=retries, timeout=urllib3.Timeout(seconds / TRIES)) as pool:
-            answer = pool.request("POST", webhook, body=body, headers=headers, redirect=False)
+        with urllib3.PoolManager(retries=retries, timeout=timeout) as http:
+            receiver(config, record, address, http)
     except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:
-        why = error if isinstance(error, BadSecret) else type(error).__name__  # urllib3 names the whole address
-        logger.warning("%s was not told of ledger record %d: %s", _host(webhook), record.number, why)
+        ours = isinstance(error, Refused | BadSecret | MirrorRefused)
+        why = error if ours else type(error).__name__  # urllib3 names the whole address
+        logger.warning("%s was not told of ledger record %d: %s", _host(address), record.number, why)
         return False
+    return True
+
+
+def send_event(config: Config, record: LedgerRecord, webhook: str, http: Any) -> None:
+    """Send a record as an event.
+
+    Raises:
+        Refused: The receiver answered with an error.
+        BadSecret: See `sign_event`.
+        urllib3.exceptions.HTTPError: It did not answer.
+    """
+    headers, body = write_event(config.model, record)
+    headers |= sign_event(headers, body, os.environ.get(SECRET_VARIABLE), time.time())
+    answer = http.request("POST", webhook, body=body, headers=headers, redirect=False)
     if answer.status >= 300:
-        logger.warning("%s answered %d to the event of ledger record %d", _host(webhook), answer.status, record.number)
-    return answer.status < 300
+        raise Refused(f"it answered {answer.status}")
 
 
 def _host(webhook: str) -> str:
