@@ -42,6 +42,8 @@ def test_promotion_is_verified_by_a_stranger_who_has_a_folder_and_a_key(signed: 
     assert (told.returncode, "signed with" in told.stdout) == (0, True), told.stderr
     assert retrain("export", "--bundle", bundle, "--config", config).returncode == 0
     assert retrain("verify", bundle, "--key", signed / "key.pub").returncode == 0
+    provenance = json.loads((bundle / "evidence/provenance.json").read_bytes())
+    assert provenance["image"] is None, "the steps ran here, in no image, whatever the pipeline was compiled with"
     graph = bundle / "evidence/serving/classifier/1/model.onnx"
     data = load_digits()
     scans = [Image.fromarray(scan) for scan in (data.images[data.target <= 2] * 255 / 16).astype(np.uint8)]
