@@ -65,12 +65,27 @@ def file(run: Run, name: str, document: StepDocument) -> None:
 
 def save(registry: Registry, weights: bytes, parent: str | None = None) -> str:
     """A version that no network could be made of."""
+    files = {"weights": weights, "model.json": json.dumps(SPEC).encode()}
+    return registry.save_version({**files, "lineage.json": lineage(parent)})
+
+
+def save_network(registry: Registry, seed: int, parent: str | None = None) -> str:
+    """A version that loads."""
+    import torch
+
+    from components.core.models import ModelSpec, build_classifier, save_classifier
+
+    files = save_classifier(build_classifier(ModelSpec(**SPEC), torch.Generator().manual_seed(seed)))
+    return registry.save_version({**files, "lineage.json": lineage(parent)})
+
+
+def lineage(parent: str | None) -> bytes:
+    """Of a retrain on no windows."""
     recipe = Recipe(epochs=1, learning_rate=0.1)
-    lineage = Lineage(
+    document = Lineage(
         parent=parent, windows=(), strategy="retrain", hyperparameters=recipe, seed=0, package="retrain-pipeline"
     )
-    files = {"weights": weights, "model.json": json.dumps(SPEC).encode(), "lineage.json": to_json(lineage)}
-    return registry.save_version(files)
+    return to_json(document)
 
 
 def evaluation(version: str, champion: str | None) -> Evaluation:

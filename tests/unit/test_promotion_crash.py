@@ -13,19 +13,21 @@ from components.core.contracts import Outcome
 from components.core.registry import Registry
 from components.core.runs import Run
 from components.core.storage import DirectoryStore
+from components.evaluate.loading import load_version
 from components.promote import step
 from components.promote.approval import approve_run
 from tests.unit.crashes import Crash, CrashingStore
 from tests.unit.decision import no_rematch
-from tests.unit.promotion import begin, judged, save
+from tests.unit.promotion import begin, judged, save_network
 from tests.unit.test_promote import config_path, manual_path  # noqa: F401
 
 
 def state(registry: Registry) -> tuple[list[str], str]:
-    """Kinds of the ledger's records, and the champion, whose files are verified."""
+    """Kinds of the ledger's records, and the champion, whose files are verified, and which loads."""
     champion = registry.champion()
     assert champion
     registry.verify_version(champion.version)
+    load_version(registry, champion.version)
     return [record.kind for record in registry.ledger()], champion.version
 
 
@@ -71,7 +73,7 @@ def crash_at_every_write(
 def prepare(path: Path) -> tuple[DirectoryStore, str]:
     """A store with a champion."""
     run, registry = begin(path, "one")
-    old = save(registry, b"old")
+    old = save_network(registry, 1)
     keys = {"window": "w", "run_id": None, "actor": "tests", "reason": "because"}
     registry.append("promotion", old, expected_champion=None, **keys)
     assert isinstance(run.store, DirectoryStore)
@@ -88,7 +90,7 @@ def test_crash_at_any_write_of_a_promotion(
 
     def save_and_promote(store: DirectoryStore) -> None:
         """What train, gate and promote write, in the order in which they do."""
-        version = save(Registry(store, "m"), b"new", old)
+        version = save_network(Registry(store, "m"), 2, old)
         judged(Run(store, "one"), version, old)
         monkeypatch.setattr("components.core.runs.open_store", lambda config: store)
         step.promote(str(config_path), "one", "w", version, 1, no_rematch)
@@ -107,7 +109,7 @@ def test_crash_at_any_write_of_an_approval(
 ):
     place, old = prepare(manual_path)
     run = Run(place, "one")
-    version = save(Registry(place, "m"), b"new", old)
+    version = save_network(Registry(place, "m"), 2, old)
     judged(run, version, old)
     assert step.promote(str(manual_path), "one", "w", version, 1, no_rematch).outcome == "waiting"
 
