@@ -204,7 +204,7 @@ def gc(
     config: ConfigPath = DEFAULT_CONFIG,
     as_json: AsJson = False,
 ) -> None:
-    """Delete versions, checkpoints and unfinished writes that nobody needs any more (section retention)."""
+    """Delete versions, evidence, checkpoints and what was cut off that nobody needs any more (section retention)."""
     from pipelines.garbage import print_garbage
 
     print_garbage(config, dry_run=dry_run, as_json=as_json)

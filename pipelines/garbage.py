@@ -27,14 +27,15 @@ from components.core.garbage import (
     Garbage,
     garbage_checkpoints,
     garbage_evidence,
+    garbage_probes,
     garbage_versions,
     group_objects,
     reachable_versions,
     version_of,
 )
-from components.core.probe import check_store
+from components.core.probe import PROBES, check_store
 from components.core.registry import LostRace, Registry
-from components.core.runs import Run
+from components.core.runs import Run, is_run_id
 from components.core.storage import ListedObject, ObjectStore, UnfinishedWrite
 from components.core.succession import read_succession
 from pipelines.status import open_configured, user
@@ -80,7 +81,7 @@ class Collector:
     def mark(self) -> list[Garbage]:
         """List what can go. Changes nothing."""
         unfinished = [_as_garbage(write) for write in self._unfinished()]
-        return [*self._mark_versions()[1], *self._mark_evidence(), *self._mark_checkpoints(), *unfinished]
+        return [*self._mark_versions()[1], *self._mark_others(), *unfinished]
 
     def sweep(self, actor: str) -> Iterator[Garbage]:
         """Delete what can go; yields each when it is gone.
@@ -93,7 +94,7 @@ class Collector:
         """
         check_store(self.store)
         yield from self._sweep_versions(actor)
-        for one in (*self._mark_evidence(), *self._mark_checkpoints()):
+        for one in self._mark_others():
             self._delete(one)
             yield one
         for write in self._unfinished():
@@ -115,6 +116,10 @@ class Collector:
             ledger, named, lambda version: self._ancestry(version, complete), self.retention.champions
         )
         return ledger, garbage_versions(groups, reachable, ledger, self.before)
+
+    def _mark_others(self) -> list[Garbage]:
+        probes = garbage_probes(self.store.list_objects(PROBES), self.before)
+        return [*self._mark_evidence(), *self._mark_checkpoints(), *probes]
 
     def _mark_evidence(self) -> list[Garbage]:
         objects = list(self.store.list_objects(f"models/{self.model}/evidence/"))
@@ -191,7 +196,8 @@ def named_by_runs(store: ObjectStore, before: datetime) -> set[str]:
     """
     runs: dict[str, list[ListedObject]] = {}
     for listed in store.list_objects("runs/"):
-        runs.setdefault(listed.key.split("/")[1], []).append(listed)
+        if is_run_id(run_id := listed.key.split("/")[1]):  # a person's notes, a file manager's leftovers
+            runs.setdefault(run_id, []).append(listed)
     named: set[str] = set()
     for run_id, records in runs.items():
         run, recent = Run(store, run_id), any(one.modified >= before for one in records)

@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from components.core.config import StoreConfig
 from components.core.errors import StoreUnreachable
-from components.core.probe import Finding
+from components.core.probe import PROBES, Finding
 from components.core.storage import KeyMissing, ObjectStore, open_store
 
 WRITERS = 50
@@ -37,7 +37,7 @@ def race_store(config: StoreConfig, *, writers: int = WRITERS, rounds: int = ROU
     """
     bounded = config.model_copy(update={"max_attempts": 2, "read_timeout_seconds": 10.0})
     stores = [open_store(bounded) for _ in range(writers)]  # one after the other: boto3 makes clients in no other way
-    prefix, began, faults, done = f"probe/{uuid.uuid4().hex}", time.monotonic(), list[str](), 0
+    prefix, began, faults, done = f"{PROBES}{uuid.uuid4().hex}", time.monotonic(), list[str](), 0
     with ThreadPoolExecutor(writers) as pool:
         while done < rounds and time.monotonic() - began < SECONDS:
             done += 1

@@ -16,7 +16,7 @@ from components.core.storage import ListedObject
 from components.core.succession import Succession, read_succession
 
 OF_A_VERSION = ("versions", "features", "drift")  # folders below models/<model>/ with one folder a version
-Kind = Literal["version", "evidence", "checkpoints", "unfinished write"]
+Kind = Literal["version", "evidence", "checkpoints", "probe", "unfinished write"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,6 +134,16 @@ def garbage_checkpoints(groups: Mapping[str, Group], before: datetime) -> list[G
         Garbage(kind="checkpoints", name=group.name, why=why, bytes=group.bytes, keys=group.keys)
         for _, group in sorted(groups.items())
         if group.newest < before
+    ]
+
+
+def garbage_probes(objects: Iterable[ListedObject], before: datetime) -> list[Garbage]:
+    """What probes of the store that were killed have left."""
+    why = "a probe of the store was cut off"
+    return [
+        Garbage(kind="probe", name=one.key, why=why, bytes=one.size, keys=(one.key,))
+        for one in objects
+        if one.modified < before
     ]
 
 

@@ -18,6 +18,7 @@ from components.core.errors import ConditionUnsupported, StoreUnreachable, Unsou
 from components.core.storage import ObjectStore
 
 logger = logging.getLogger(__name__)
+PROBES = "probe/"
 FIRST, SECOND = b"0123456789 first", b"0123456789 second"
 
 
@@ -74,7 +75,7 @@ def probe_optional(store: ObjectStore) -> Iterator[Finding]:
 @contextmanager
 def _own_key(store: ObjectStore) -> Iterator[str]:
     """A key that nobody else has, whose object is removed in the end."""
-    key = f"probe/{uuid.uuid4().hex}"
+    key = f"{PROBES}{uuid.uuid4().hex}"
     try:
         yield key
     finally:

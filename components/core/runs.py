@@ -41,7 +41,7 @@ class Run:
     """One run in the store: its frozen configuration, parameters and step records."""
 
     def __init__(self, store: ObjectStore, run_id: str) -> None:
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9-]{0,62}", run_id):
+        if not is_run_id(run_id):
             raise ConfigurationError(
                 f"run id {run_id!r}",
                 expected="letters, digits and dashes",
@@ -128,6 +128,11 @@ class Run:
             expected="the steps before this one to have run",
             next_command="retrain status shows the runs of this store",
         )
+
+
+def is_run_id(name: str) -> bool:
+    """Whether a run can be called so."""
+    return re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9-]{0,62}", name) is not None
 
 
 def open_run(config_path: str, run_id: str) -> Run:

@@ -332,6 +332,22 @@ def test_evidence_that_no_record_and_no_run_needs_goes(house: House) -> None:
     assert kept == {waiting, new}
 
 
+def test_probes_that_were_cut_off_go_when_they_are_old(house: House) -> None:
+    house.store.put("probe/old", b"x")
+    house.age()
+    house.store.put("probe/new", b"x")
+    assert house.sweep() == ["probe/old"]
+    assert [one.key for one in house.store.list_objects("probe/")] == ["probe/new"]
+
+
+def test_strangers_among_the_runs_are_passed_over(house: House) -> None:
+    version = house.save("challenger")
+    house.store.put("runs/a_note.txt", b"x")
+    house.store.put("runs/a_folder/outcome.json", b"x")
+    house.age()
+    assert house.sweep() == [version]
+
+
 def test_temporary_files_of_killed_writers_go_when_they_are_old(house: House) -> None:
     house.store.put("a", b"x")
     for name in ("old", "new"):
