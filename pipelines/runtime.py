@@ -36,7 +36,7 @@ def promoting(task: dsl.PipelineTask) -> dsl.PipelineTask:
 
 
 def telling(task: dsl.PipelineTask) -> dsl.PipelineTask:
-    """The step that tells others: the only one that sees the secrets that takes, where there are any."""
+    """The step that tells others: the only one that sees the secrets for it, where there are any."""
     names = ("RETRAIN_WEBHOOK_SECRET", "MLFLOW_TRACKING_TOKEN")
     return kubernetes.use_secret_as_env(light(task), WEBHOOK_SECRET, {name: name for name in names}, optional=True)
 

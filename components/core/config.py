@@ -433,8 +433,8 @@ class EventsConfig(Section):
     secret in RETRAIN_WEBHOOK_SECRET. A receiver that fails is logged and never fails a run."""
     mlflow: Annotated[str, Field(pattern=r"^https?://[^/]")] | None = None
     """Address of an MLflow tracking server whose model registry mirrors the champions: a version each, with the alias
-    `champion` on the present one. Credentials from MLFLOW_TRACKING_TOKEN, or MLFLOW_TRACKING_USERNAME and _PASSWORD. It
-    decides nothing, and fails as silently as the webhook."""
+    `champion` on the present one. Credentials from MLFLOW_TRACKING_TOKEN (on a cluster, of the secret
+    `retrain-webhook`), or MLFLOW_TRACKING_USERNAME and _PASSWORD. One that fails is logged and never fails a run."""
     timeout_seconds: Annotated[float, Field(gt=0)] = 15.0
     """How long telling one receiver may take, all tries together."""
 

@@ -146,7 +146,7 @@ class Registry:
         if int(name) > len(chain):
             raise self._broken_ledger(f"record {int(name)} is gone")
         if self.store.get(heads[-1]) != chain[len(chain) - int(name)][1].encode():
-            raise self._broken_ledger(f"record {int(name)} is not the one that was written")
+            raise self._broken_ledger(_unlike(int(name), heads[-1]))
         return chain, int(name)
 
     def versions(self) -> list[str]:
@@ -263,7 +263,7 @@ class Registry:
         key = f"{self._heads}/{number:010d}"
         try:
             if not self.store.put_new(key, digest.encode()):
-                raise self._broken_ledger(f"record {number} is not the one that was written")
+                raise self._broken_ledger(_unlike(number, key))
         except StoreUnreachable as error:
             logger.warning("record %d of the ledger has no head yet: %s", number, error.found)
 
@@ -292,6 +292,10 @@ class Registry:
             expected=f"a gapless, hash-chained sequence below {self.store.uri}/{self._ledger}",
             next_command="restore the ledger from a backup; do not edit it by hand",
         )
+
+
+def _unlike(number: int, head: str) -> str:
+    return f"record {number} is not the one that was written, or {head} is not"
 
 
 def _champion(record: LedgerRecord) -> Champion | None:

@@ -242,11 +242,14 @@ def test_any_bent_file_of_the_store_is_named(signed: Path, tmp_path: Path):
     config = write_config(tmp_path)
     paths = [path for path in sorted(store.glob("models/m/*/*/*")) if path.is_file()]
     assert len(paths) == 4 + 8
-    for path in paths:
+    ledger = [store / "models/m/ledger/0000000001.json", store / "models/m/heads/0000000001"]
+    for path in [*paths, *ledger]:
         sound = path.read_bytes()
-        path.write_bytes(sound[:-1] + bytes([sound[-1] ^ 1]))
-        with pytest.raises(IntegrityError, match=path.name):
-            verify_version(config, None)
+        named = "record 1 " if path in ledger else path.name
+        for place in places(sound):
+            path.write_bytes(sound[:place] + bytes([sound[place] ^ 1]) + sound[place + 1 :])
+            with pytest.raises(IntegrityError, match=named):
+                verify_version(config, None)
         path.write_bytes(sound)
     verify_version(config, None)
 

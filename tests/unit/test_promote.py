@@ -174,38 +174,25 @@ def test_challenger_that_another_run_has_promoted_is_not_judged_against_itself(c
     assert "champion already" in told.reason
 
 
-@pytest.mark.parametrize("later", [False, True])
-def test_challenger_of_a_champion_that_was_rolled_back_from_is_held(config_path: Path, later: bool):
+@pytest.mark.parametrize("later", [False, True], ids=["at once", "after another promotion"])
+@pytest.mark.parametrize("made_by_another_run", [False, True], ids=["parent", "itself"])
+def test_run_under_way_does_not_bring_back_what_a_person_rolled_back_from(
+    config_path: Path, made_by_another_run: bool, later: bool
+):
     run, registry = begin(config_path, "slow")
     old = save(registry, b"old")
     bad = save(registry, b"bad", old)
-    mine = save(registry, b"mine", bad)
-    keys = {"window": "w", "run_id": None, "actor": "tests", "reason": "because"}
+    mine, against = (bad, old) if made_by_another_run else (save(registry, b"mine", bad), bad)
+    keys = {"window": "w", "run_id": "fast", "actor": "tests", "reason": "because"}
     registry.append("promotion", old, expected_champion=None, **keys)
     registry.append("promotion", bad, expected_champion=old, **keys)
-    judged(run, mine, bad)
+    judged(run, mine, against)
     registry.append("rollback", old, expected_champion=bad, **keys)
     if later:
         registry.append("promotion", "c" * 32, expected_champion=old, **keys)
     told = step.promote(str(config_path), "slow", "w", mine, 1, no_rematch)
-    assert (told.outcome, told.champion_after) == ("held", "c" * 32 if later else old)
+    assert (told.outcome, told.champion_after, told.ledger_number) == ("held", "c" * 32 if later else old, None)
     assert "rolled back from" in told.reason
-
-
-@pytest.mark.parametrize("later", [False, True])
-def test_run_under_way_does_not_bring_back_what_a_person_rolled_back_from(config_path: Path, later: bool):
-    run, registry = begin(config_path, "slow")
-    old = save(registry, b"old")
-    mine = save(registry, b"mine", old)
-    keys = {"window": "w", "run_id": "fast", "actor": "tests", "reason": "because"}
-    registry.append("promotion", old, expected_champion=None, **keys)
-    judged(run, mine, old)
-    registry.append("promotion", mine, expected_champion=old, **keys)  # by another run that made the same one
-    registry.append("rollback", old, expected_champion=mine, **keys)
-    if later:
-        registry.append("promotion", "d" * 32, expected_champion=old, **keys)
-    told = step.promote(str(config_path), "slow", "w", mine, 1, no_rematch)
-    assert (told.outcome, told.champion_after, told.ledger_number) == ("held", "d" * 32 if later else old, None)
     assert registry.champion().version == told.champion_after
 
 
