@@ -118,7 +118,7 @@ def status(config: ConfigPath = DEFAULT_CONFIG, as_json: AsJson = False) -> None
 
 @app.command()
 def history(config: ConfigPath = DEFAULT_CONFIG, as_json: AsJson = False) -> None:
-    """Show the ledger: every promotion, rejection, hold, approval and release, who did it and why."""
+    """Show the ledger: promotions, rejections, holds, approvals, rollbacks, releases and removals; who and why."""
     from pipelines.history import print_history, read_history
 
     records = read_history(config)
