@@ -50,7 +50,8 @@ def tell(record: Run) -> RunReport:
     record.replace(StepRecord(step="report", started=started, seconds=time.monotonic() - clock, document=report))
     _tell_metrics(record, report)
     outcome = record.read("outcome", Outcome)
-    if outcome and outcome.ledger_number:
+    events = record.config.events
+    if (events.webhook or events.mlflow) and outcome and outcome.ledger_number:
         announce(record.config, Registry(record.store, report.model).record(outcome.ledger_number))
     return report
 

@@ -6,6 +6,7 @@ import json
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -14,6 +15,10 @@ import pytest
 from components.core.config import Config, EventsConfig, StoreConfig
 from components.core.contracts import LedgerKind, LedgerRecord
 from components.core.events import announce
+from components.promote import step
+from components.report.step import tell
+from tests.unit.decision import no_rematch
+from tests.unit.promotion import begin, judged, save, write_config
 from tests.unit.test_events import record
 
 
@@ -185,3 +190,14 @@ def test_one_receiver_that_is_dead_does_not_keep_the_other_from_being_told(
     registry.models["m"] = {"versions": [], "aliases": {}}
     assert not announce(both, champion("a" * 32))
     assert bool(registry.models["m"]["versions"]) is (broken == "webhook")
+
+
+def test_run_that_promoted_is_mirrored_by_its_report(mlflow: tuple[Registry, str], tmp_path: Path) -> None:
+    registry, address = mlflow
+    path = write_config(tmp_path, events={"mlflow": address})
+    run, ledger = begin(path, "one")
+    version = save(ledger, b"1")
+    judged(run, version, None)
+    step.promote(str(path), "one", "w", version, 1, no_rematch)
+    assert tell(run).outcome == "promoted"
+    assert set(registry.models["m"]["aliases"]) == {"champion", f"retrain-{version}"}
