@@ -461,6 +461,116 @@ class RetentionConfig(Section):
     each, three attempts and the wait for a GPU included."""
 
 
+class TriggerConfig(Section):
+    """Newly delivered images -> exactly one run (`retrain watch`, `retrain submit`)."""
+
+    source: str | None = None
+    """Where deliveries arrive: a directory (relative to this file) or `s3://bucket/prefix`, with the store's endpoint and
+    credentials. Each folder right below it is a delivery, and so is each .csv, .parquet or .tar file. A name counts
+    once: what is put into a delivery after it was taken is not seen."""
+    marker: Annotated[str, Field(pattern=r"^[^/]+$")] = "_SUCCESS"
+    """Name of the file that is uploaded last, into the delivery's folder, and says that it is complete."""
+    quiet_minutes: Annotated[float, Field(gt=0)] | None = 30.0
+    """A delivery without the marker counts as complete when it has not changed for so long, as the trigger saw it. Longer
+    than the longest pause of an upload: images that come later are missed. None: only the marker counts."""
+    min_images: Annotated[int, Field(ge=1)] = 1
+    """Images to wait for before a run starts; what has arrived by then goes into one window. Tables and archives are not
+    looked into: they count as enough."""
+    max_wait_minutes: Annotated[float, Field(ge=0)] = 60.0
+    """A complete delivery waits no longer for others. Behind a run of the same model it does, and while runs pause."""
+    cool_down_minutes: Annotated[float, Field(ge=0)] = 0.0
+    """Time between the end of a run and the start of the next one; what arrives meanwhile goes into one window."""
+    max_failures: Annotated[int, Field(ge=1)] = 3
+    """Runs that fail one after the other (crashed, terminated, timed out, lost) before no more are started for a while.
+    A failed run is started again until then: it goes on from its checkpoint."""
+    pause_minutes: Annotated[float, Field(gt=0)] = 60.0
+    """How long that pause is; then one run is tried. It doubles with each further failure, up to a day."""
+    poll_seconds: Annotated[float, Field(gt=0)] = 30.0
+    """How often the source and the run are looked at. Events only make it sooner."""
+    lease_seconds: Annotated[float, Field(gt=0)] = 120.0
+    """How long a trigger may take to start the run of its claim before another one does. Longer than all tries of a
+    request take."""
+    launcher: Literal["local", "kubeflow"] = "local"
+    """What runs are started with: on this machine, or through the Kubeflow Pipelines API (section `kubeflow`)."""
+    listen: Annotated[str, Field(pattern=r"^[^:]*:\d+$")] | None = None
+    """ADDRESS:PORT for /healthz, /readyz, /metrics, and /events: what arrives there, signed with the secret in
+    RETRAIN_TRIGGER_SECRET, makes the trigger look at once. None: no server."""
+
+    @model_validator(mode="after")
+    def _waits_fit(self) -> TriggerConfig:
+        if self.cool_down_minutes > self.max_wait_minutes:
+            raise ValueError(f"cool_down_minutes {self.cool_down_minutes:g} is above max_wait_minutes")
+        return self
+
+
+class ScheduleConfig(Section):
+    """A recurring run: `cron` or `interval_minutes`. One at a time, and what was missed is not made up for."""
+
+    name: Name
+    """What it is called in the Kubeflow UI; unique in `kubeflow.schedules`."""
+    cron: str | None = None
+    """Six fields, seconds first: `0 30 2 * * *` is half past two each night, UTC."""
+    interval_minutes: Annotated[int, Field(ge=1)] | None = None
+    """Minutes from start to start."""
+    source: str = "new"
+    """What it runs on, see `retrain run`; `new` is what was delivered below `trigger.source` since the last run."""
+    strategy: str = "auto"
+    """See `retrain run`."""
+    enabled: bool = True
+    """False: it is there, and does not run."""
+
+    @model_validator(mode="after")
+    def _one_rhythm(self) -> ScheduleConfig:
+        if (self.cron is None) == (self.interval_minutes is None):
+            raise ValueError("either cron or interval_minutes")
+        if self.cron is not None and len(self.cron.split()) != 6:
+            raise ValueError(f"cron {self.cron!r} has {len(self.cron.split())} fields, it takes six, seconds first")
+        return self
+
+
+class KubeflowConfig(Section):
+    """The Kubeflow Pipelines API, for `retrain submit`, `schedule`, `wait`, `logs` and the trigger."""
+
+    host: Annotated[str, Field(pattern=r"^https?://[^/]")] | None = None
+    """Its address, such as `http://localhost:8888` behind a port-forward. None: that of the cluster it runs in."""
+    namespace: Name | None = None
+    """Namespace of the runs where each user has one (a Kubeflow profile). None: a standalone installation."""
+    api_namespace: Name = "kubeflow"
+    """Namespace of Kubeflow Pipelines itself, for the address in the cluster and, standalone, for logs."""
+    token_file: str | None = None
+    """File with a bearer token, read anew for each request. None: the projected service account token of Kubeflow, where
+    it is mounted (/var/run/secrets/kubeflow/pipelines/token)."""
+    ca_file: str | None = None
+    """PEM file with the authority that signed the certificate of `host`; None: the system's."""
+    experiment: Annotated[str, Field(min_length=1)] = "retrain"
+    """Experiment that the runs are filed under; made where it does not exist."""
+    pipeline: Annotated[str, Field(min_length=1)] = "retrain"
+    """Name that the compiled pipeline is uploaded under, a version each time it changes."""
+    config: str = "/etc/retrain/config.yaml"
+    """Path of the configuration file as the pods see it."""
+    gpu_type: str = ""
+    """Resource name of the GPU for training, such as nvidia.com/gpu; empty trains on the CPU."""
+    gpu_count: Annotated[int, Field(ge=1)] = 1
+    """How many GPUs the training pod gets."""
+    service_account: Name | None = None
+    """Service account of the runs' pods; None: Kubeflow's default."""
+    timeout_seconds: Annotated[float, Field(gt=0)] = 20.0
+    """How long one request may take."""
+    max_attempts: Annotated[int, Field(ge=1, le=10)] = 4
+    """Tries a request gets, the first included. A request that creates something is only tried again after looking
+    whether it did."""
+    schedules: tuple[ScheduleConfig, ...] = ()
+    """Recurring runs. `retrain schedule apply` makes the API have these and no other ones of ours."""
+
+    @field_validator("schedules")
+    @classmethod
+    def _each_schedule_once(cls, schedules: tuple[ScheduleConfig, ...]) -> tuple[ScheduleConfig, ...]:
+        names = [schedule.name for schedule in schedules]
+        if len(set(names)) < len(names):
+            raise ValueError("each name once")
+        return schedules
+
+
 class Config(Section):
     """The whole file."""
 
@@ -480,6 +590,8 @@ class Config(Section):
     events: EventsConfig = EventsConfig()
     report: ReportConfig = ReportConfig()
     retention: RetentionConfig = RetentionConfig()
+    trigger: TriggerConfig = TriggerConfig()
+    kubeflow: KubeflowConfig = KubeflowConfig()
 
     @model_validator(mode="after")
     def _sections_agree(self) -> Config:
@@ -550,10 +662,13 @@ def load_config(path: str | Path) -> Config:
     resolved = {key: str((path.parent / at).resolve()) for key, at in folders.items() if at and "://" not in at}
     key = config.promotion.signing_key
     promotion = {"signing_key": str((path.parent / key).resolve())} if key else {}
+    source = config.trigger.source
+    trigger = {"source": str((path.parent / source).resolve())} if source and "://" not in source else {}
     return config.model_copy(
         update={
             "store": config.store.model_copy(update=resolved),
             "promotion": config.promotion.model_copy(update=promotion),
+            "trigger": config.trigger.model_copy(update=trigger),
         }
     )
 

@@ -710,6 +710,15 @@ class Failure(StepDocument):
         return f"{self.step} failed ({self.error}): {self.message}"
 
 
+class RunArguments(Document):
+    """What a run is started with, besides the configuration: parameters of the compiled pipeline by their names."""
+
+    source: str
+    strategy: str = "auto"
+    gpu_type: str = ""
+    gpu_count: str = "1"
+
+
 class RunParameters(Document):
     """What was asked of a run; `planning` where it ends with the plan."""
 

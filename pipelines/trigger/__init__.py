@@ -1,0 +1,1 @@
+"""New data arrives: exactly one run."""
