@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -106,6 +107,39 @@ def run(
         source, strategy = planned_source(config, plan)
     report = run_pipeline(config, source, strategy, say_on_stderr)
     _show(report.model_dump(mode="json"), report.sentence, as_json)
+
+
+@app.command()
+def watch(
+    config: ConfigPath = DEFAULT_CONFIG,
+    once: Annotated[bool, typer.Option("--once", help="Look once, do what can be done now, and end.")] = False,
+) -> None:
+    """Start a run whenever something was delivered below trigger.source: exactly one for each delivery."""
+    from components.core import logs
+    from pipelines.trigger.commands import watch_on, watch_once
+
+    logs.configure()
+    if once:
+        typer.echo(watch_once(config))
+    else:
+        watch_on(config)
+
+
+@app.command()
+def submit(
+    source: Source,
+    config: ConfigPath = DEFAULT_CONFIG,
+    strategy: StrategyOption = "auto",
+    again: Annotated[bool, typer.Option("--again", help="Also where a run has taken it before.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Have one run on a delivery, however many ask for it; where another run is under way, it is queued behind that."""
+    from components.core import logs
+    from pipelines.trigger.commands import submit as submit_source
+
+    logs.configure()
+    submission = submit_source(config, source, strategy, again=again)
+    _show(asdict(submission), submission.sentence, as_json)
 
 
 @app.command()

@@ -20,18 +20,22 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TextIO
 
+from components.core.claims import NEW, ClaimLog
 from components.core.config import Config, check_strategy, load_config, planned
 from components.core.contracts import RunReport
 from components.core.errors import ConfigurationError, RunFailed
 from components.core.plans import find_plan
 from components.core.probe import check_store
 from components.core.registry import Registry
+from components.core.run_claims import claim_number, claimed
 from components.core.runs import Run
 from components.core.storage import open_store
 from components.core.windows import Window
 from components.decide.step import check_plan
+from components.ingest.deliveries import Deliveries
 from components.ingest.sources import absolute_source, check_source, names_window
 from components.promote.provenance import LOCAL_VARIABLE
+from pipelines.local_runs import live_run, runs_folder
 
 # What kfp.local says when it skips a branch that it could not decide, and then reports success.
 SILENT_FAILURES = ("Could not resolve", "Condition evaluation failed", "Unknown items type", "Failed to ")
@@ -57,6 +61,10 @@ def check_inputs(config: Config, source: str, strategy: str) -> None:
     plan = find_plan(store, config.model, digest) if (digest := planned(strategy)) else None
     if names_window(source):
         Window.open(store, config.dataset, source)
+    elif (number := claim_number(source)) is not None:
+        claimed(ClaimLog(store, config.model), number)  # what it took is looked at by the run, which tells the claim
+    elif source == NEW:
+        Deliveries(config).check()
     else:
         check_source(source, config)
     registry = Registry(store, config.model)
@@ -98,8 +106,8 @@ def run_pipeline(
     temporary = log_folder is None
     log_folder = log_folder or Path(tempfile.mkdtemp(prefix="retrain-log-"))
     log_folder.mkdir(parents=True, exist_ok=True)
-    with (log_folder / LOG_NAME).open("a") as log:
-        output = RunnerOutput(log, say)
+    with (log_folder / LOG_NAME).open("a") as log, live_run(runs_folder(config.store)) as live:
+        output = RunnerOutput(log, say, live.begin)
         with SilentFailures() as silent:
             error = _execute(arguments, output)
     if unresolved := [*output.silent_failures, *silent.messages]:
@@ -146,8 +154,8 @@ class SilentFailures(logging.Handler):
 class RunnerOutput(io.TextIOBase):
     """What kfp.local prints: kept in a log; its few lines for people are passed on."""
 
-    def __init__(self, log: TextIO, say: Callable[[str], None]) -> None:
-        self._log, self._say, self._rest = log, say, ""
+    def __init__(self, log: TextIO, say: Callable[[str], None], begin: Callable[[str], None]) -> None:
+        self._log, self._say, self._begin, self._rest = log, say, begin, ""
         self._began = time.monotonic()
         self.run_id: str | None = None
         self.silent_failures: list[str] = []
@@ -171,6 +179,7 @@ class RunnerOutput(io.TextIOBase):
             message = match[1]
             if run := RUN_ID.search(message):
                 self.run_id = run[1]
+                self._begin(run[1])
             else:
                 self._say(f"{time.monotonic() - self._began:6.1f} s  {message}")
         elif match := EXECUTING.search(plain):

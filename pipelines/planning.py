@@ -218,7 +218,7 @@ def _past_run(run: Run, champions: Succession) -> PastRun | None:
     promoted = outcome is not None and outcome.outcome == "promoted" and not _rollback_of(outcome, champions)
     return PastRun(
         run_id=run.run_id,
-        source=run.parameters.source,
+        source=run.told_source,
         plan=plan,
         seconds=tuple(attempt.seconds_real for attempt in attempts),
         gained=attempts[-1].gain_real if attempts and promoted else None,

@@ -51,7 +51,7 @@ def print_status(config_path: Path, *, as_json: bool) -> None:
     told = [(run, read_report(run)) for run in model_runs(store, config)]
     reports = [report for _, report in told if report]
     ended = {report.source for report in reports}
-    unfinished = [run.run_id for run, report in told if report is None and run.parameters.source not in ended]
+    unfinished = [run.run_id for run, report in told if report is None and run.told_source not in ended]
     regression = find_regression(reports, champion.version if champion else None)
     waiting, locked_up = waiting_runs(told, records), quarantined(store, config.dataset)
     if as_json:

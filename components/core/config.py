@@ -465,17 +465,17 @@ class TriggerConfig(Section):
     """Newly delivered images -> exactly one run (`retrain watch`, `retrain submit`)."""
 
     source: str | None = None
-    """Where deliveries arrive: a directory (relative to this file) or `s3://bucket/prefix`, with the store's endpoint and
-    credentials. Each folder right below it is a delivery, and so is each .csv, .parquet or .tar file. A name counts
+    """Where deliveries arrive: a directory (relative to this file) or `s3://bucket/prefix`, with the store's endpoint
+    and credentials. Each folder right below it is a delivery, and so is each .csv, .parquet or .tar file. A name counts
     once: what is put into a delivery after it was taken is not seen."""
     marker: Annotated[str, Field(pattern=r"^[^/]+$")] = "_SUCCESS"
     """Name of the file that is uploaded last, into the delivery's folder, and says that it is complete."""
     quiet_minutes: Annotated[float, Field(gt=0)] | None = 30.0
-    """A delivery without the marker counts as complete when it has not changed for so long, as the trigger saw it. Longer
-    than the longest pause of an upload: images that come later are missed. None: only the marker counts."""
+    """A delivery without the marker counts as complete when it has not changed for so long, as the trigger saw it.
+    Longer than the longest pause of an upload: images that come later are missed. None: only the marker counts."""
     min_images: Annotated[int, Field(ge=1)] = 1
-    """Images to wait for before a run starts; what has arrived by then goes into one window. Tables and archives are not
-    looked into: they count as enough."""
+    """Images to wait for before a run starts; what has arrived by then goes into one window. Tables and archives are
+    not looked into: they count as enough."""
     max_wait_minutes: Annotated[float, Field(ge=0)] = 60.0
     """A complete delivery waits no longer for others. Behind a run of the same model it does, and while runs pause."""
     cool_down_minutes: Annotated[float, Field(ge=0)] = 0.0

@@ -8,6 +8,7 @@ what people read in the Kubeflow UI, the report and the terminal). Not covered: 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Literal
 
@@ -728,6 +729,14 @@ class RunParameters(Document):
     source: str
     strategy: str
     planning: bool = False
+
+
+def describe_deliveries(deliveries: Sequence[str]) -> str:
+    """Deliveries in a few words: the first one whole."""
+    if not deliveries:
+        return "nothing new"
+    rest = len(deliveries) - 1
+    return deliveries[0] + (f" and {rest} more" if rest else "")
 
 
 class RunReport(StepDocument):

@@ -1,6 +1,7 @@
-"""All metrics of a run, defined once on a registry that is passed in, and how they reach a Pushgateway.
+"""All metrics, of runs and of the trigger, defined once on a registry that is passed in, and how those of runs reach a
+Pushgateway.
 
-Names are `retrain_<noun>_<unit>`; labels come from closed sets, never a run id. Not covered: what the trigger counts.
+Names are `retrain_<noun>_<unit>`; labels come from closed sets, never a run id.
 """
 
 from __future__ import annotations
@@ -8,18 +9,25 @@ from __future__ import annotations
 import logging
 import os
 import time
+from collections.abc import Iterator, Mapping
 from http.client import HTTPException
 from threading import Thread
+from typing import get_args
 from wsgiref.simple_server import WSGIServer
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, push_to_gateway, start_http_server
+from prometheus_client.core import CounterMetricFamily
+from prometheus_client.registry import Collector
 
+from components.core.claims import Result
 from components.core.contracts import RunReport
 
 logger = logging.getLogger(__name__)
 
 
 PORT_VARIABLE = "RETRAIN_METRICS_PORT"  # set in the pods that train (`pipelines.runtime`); without it nothing listens
+TICK_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 120.0)
+EVENT_RESULTS = ("accepted", "signature", "stale", "replayed", "too-large", "slow", "malformed", "no-secret")
 STEP_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
 
@@ -152,3 +160,93 @@ class RunMetrics:
 
     def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
         return Gauge(f"retrain_{name}", text, labels, registry=self.registry)
+
+
+class LoggedRuns(Collector):
+    """Counters that the log of claims holds: they survive a restart, and all replicas say the same."""
+
+    def __init__(self, model: str) -> None:
+        self._model = model
+        self._ended: Mapping[Result, int] = {}
+        self._taken = 0
+
+    def observe(self, ended: Mapping[Result, int], taken: int) -> None:
+        """Take over what the log says: runs that ended by result, and deliveries that were taken."""
+        self._ended, self._taken = dict(ended), taken
+
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        """See `prometheus_client.registry.Collector`."""
+        runs = CounterMetricFamily(
+            "retrain_trigger_runs", "Runs of claims that ended, by result.", labels=["model", "result"]
+        )
+        for result in get_args(Result):
+            runs.add_metric([self._model, result], self._ended.get(result, 0))
+        yield runs
+        taken = CounterMetricFamily(
+            "retrain_trigger_deliveries_taken", "Deliveries that a run has taken.", labels=["model"]
+        )
+        taken.add_metric([self._model], self._taken)
+        yield taken
+
+
+class TriggerMetrics:
+    """How the trigger is getting on."""
+
+    def __init__(self, registry: CollectorRegistry, model: str) -> None:
+        self.registry, self.model = registry, model
+        self.runs = LoggedRuns(model)
+        registry.register(self.runs)
+        self.deliveries = self._gauge(
+            "deliveries", "Deliveries that no run has taken: complete or incomplete.", "state"
+        )
+        self.oldest = self._gauge("oldest_wait_seconds", "How long the oldest complete delivery has waited; 0: none.")
+        self.active = self._gauge("run_active", "1 while a claim has a run that has not ended well, 0 else.")
+        self.paused = self._gauge("paused", "1 while no run is started because too many failed in a row, 0 else.")
+        self.failures = self._gauge("consecutive_failures", "Runs that failed since the last one that did not.")
+        self.last_tick = self._gauge("last_tick_timestamp_seconds", "When it last looked and all went well.")
+        self.tick_errors = Counter(
+            "retrain_trigger_tick_errors", "Looks at which something went wrong.", ["model"], registry=registry
+        ).labels(model)
+        self.tick_duration = Histogram(
+            "retrain_trigger_tick_duration_seconds",
+            "How long a look takes, with all that it leads to.",
+            ["model"],
+            buckets=TICK_BUCKETS,
+            registry=registry,
+        ).labels(model)
+        self.events = Counter(
+            "retrain_trigger_events",
+            "Events that arrived: accepted, or why they were refused.",
+            ["model", "result"],
+            registry=registry,
+        )
+        for result in EVENT_RESULTS:
+            self.events.labels(model, result)
+
+    def on_event(self, result: str) -> None:
+        """An event arrived and was accepted, or refused for a reason of `EVENT_RESULTS`."""
+        self.events.labels(self.model, result).inc()
+
+    def on_tick(self, seconds: float, *, went_well: bool) -> None:
+        """A look is over."""
+        self.tick_duration.observe(seconds)
+        if went_well:
+            self.last_tick.labels(self.model).set_to_current_time()
+        else:
+            self.tick_errors.inc()
+
+    def on_look(self, complete: Mapping[str, float], incomplete: int, *, paused: bool) -> None:
+        """A look showed complete deliveries, each with the seconds it has waited, and incomplete ones."""
+        self.deliveries.labels(self.model, "complete").set(len(complete))
+        self.deliveries.labels(self.model, "incomplete").set(incomplete)
+        self.oldest.labels(self.model).set(max(complete.values(), default=0.0))
+        self.paused.labels(self.model).set(paused)
+
+    def on_log(self, ended: Mapping[Result, int], taken: int, *, active: bool, failures: int) -> None:
+        """The log of claims says so."""
+        self.runs.observe(ended, taken)
+        self.active.labels(self.model).set(active)
+        self.failures.labels(self.model).set(failures)
+
+    def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
+        return Gauge(f"retrain_trigger_{name}", text, ["model", *labels], registry=self.registry)

@@ -17,7 +17,7 @@ from typing import Generic, TypeVar
 from pydantic import BaseModel, ConfigDict
 
 from components.core.config import Config, load_config
-from components.core.contracts import Failure, RunParameters, StepDocument
+from components.core.contracts import Failure, RunParameters, StepDocument, WindowDocument
 from components.core.errors import ConfigurationError, RetrainError, StoreUnreachable
 from components.core.storage import ObjectStore, get_json, open_store, to_json
 
@@ -58,6 +58,12 @@ class Run:
     def parameters(self) -> RunParameters:
         """What was asked for when the run began."""
         return self._need("parameters", RunParameters)
+
+    @property
+    def told_source(self) -> str:
+        """What it is about, for people: what was delivered, or, before it was found, what was asked for."""
+        window = self.read("ingest", WindowDocument)
+        return window.source if window else self.parameters.source
 
     def begin(self, config: Config, parameters: RunParameters) -> None:
         """File configuration and parameters, once.

@@ -59,6 +59,13 @@ class ObjectInfo(ListedObject):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ListedFolder:
+    """A beginning that keys have in common, up to a `/`, without it."""
+
+    key: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class UnfinishedWrite:
     """A write that was cut off, or is under way: what is there of it, `size` bytes, is no object. `name` tells people
     what it is, `handle` tells the store."""
@@ -110,6 +117,10 @@ class ObjectStore(Protocol):
 
     def list_objects(self, prefix: str = "", *, start_after: str = "") -> Iterator[ListedObject]:
         """Stream the objects whose key starts with `prefix`, in order of key, those after `start_after`."""
+
+    def list_children(self) -> Iterator[ListedObject | ListedFolder]:
+        """Stream what lies right below the root, in no particular order. Costs as much as there is of that, whatever
+        the folders hold."""
 
     def delete(self, key: str) -> None:
         """Remove an object; removing a missing one is no error."""
@@ -275,6 +286,16 @@ class DirectoryStore:
                 modified = datetime.fromtimestamp(stat.st_mtime, UTC)
                 yield ListedObject(key=key, size=stat.st_size, modified=modified)
 
+    def list_children(self) -> Iterator[ListedObject | ListedFolder]:
+        for entry in _visible(self.root, self.root):
+            if entry.is_dir():
+                yield ListedFolder(key=entry.name)
+                continue
+            with suppress(FileNotFoundError):  # deleted while it was being listed, or a link to nowhere
+                stat = entry.stat()
+                modified = datetime.fromtimestamp(stat.st_mtime, UTC)
+                yield ListedObject(key=entry.name, size=stat.st_size, modified=modified)
+
     def delete(self, key: str) -> None:
         path = self._path(key)
         try:
@@ -366,15 +387,19 @@ class DirectoryStore:
 
 def _files_in_key_order(folder: Path, root: Path) -> Iterator[Path]:
     """Walk files so that their keys come in byte order, as S3 lists them: `a-b` before `a/b`, `a/b` before `ab`."""
-    try:
-        entries = [entry for entry in os.scandir(folder) if not (folder == root and entry.name.startswith("."))]
-    except (FileNotFoundError, NotADirectoryError):
-        return
-    for entry in sorted(entries, key=lambda e: e.name + "/" if e.is_dir() else e.name):
+    for entry in sorted(_visible(folder, root), key=lambda e: e.name + "/" if e.is_dir() else e.name):
         if entry.is_dir():
             yield from _files_in_key_order(Path(entry.path), root)
         else:
             yield Path(entry.path)
+
+
+def _visible(folder: Path, root: Path) -> list[os.DirEntry[str]]:
+    """What is in a folder, but for the store's own."""
+    try:
+        return [entry for entry in os.scandir(folder) if not (folder == root and entry.name.startswith("."))]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
 
 
 def _sync_folder(folder: Path) -> None:
@@ -485,6 +510,18 @@ class S3Store:
                 for entry in page.get("Contents", []):
                     key = entry["Key"][len(self.prefix) :]
                     yield ListedObject(key=key, size=entry["Size"], modified=entry["LastModified"])
+
+    def list_children(self) -> Iterator[ListedObject | ListedFolder]:
+        pages = self._client.get_paginator("list_objects_v2").paginate(
+            Bucket=self.bucket, Prefix=self.prefix, Delimiter="/"
+        )
+        with self._errors(self.prefix):
+            for page in pages:
+                for folder in page.get("CommonPrefixes", []):
+                    yield ListedFolder(key=folder["Prefix"][len(self.prefix) :].removesuffix("/"))
+                for entry in page.get("Contents", []):
+                    if key := entry["Key"][len(self.prefix) :]:  # the root itself, as browsers of buckets make it
+                        yield ListedObject(key=key, size=entry["Size"], modified=entry["LastModified"])
 
     def delete(self, key: str) -> None:
         with self._errors(key):

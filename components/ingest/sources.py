@@ -11,9 +11,11 @@ from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 
+from components.core.claims import NEW
 from components.core.config import Config
 from components.core.errors import SourceError
 from components.core.logs import progress
+from components.core.run_claims import claim_number
 from components.ingest.archives import cut_tar
 from components.ingest.batches import Batch, LabelledFile, check_text, group_of, pack_files
 from components.ingest.places import Bucket, ListedFile, LocalFolder, Place
@@ -27,9 +29,16 @@ def names_window(source: str) -> bool:
     return re.fullmatch(r"[0-9a-f]{32}", source) is not None
 
 
+def names_claim(source: str) -> bool:
+    """Whether a source stands for what was delivered below `trigger.source`: see `step.find_deliveries`."""
+    return source == NEW or claim_number(source) is not None
+
+
 def absolute_source(source: str) -> str:
     """A source as every process understands it, whatever its working directory."""
-    return source if "://" in source or names_window(source) else str(Path(source).absolute())
+    if "://" in source or names_window(source) or names_claim(source):
+        return source
+    return str(Path(source).absolute())
 
 
 def check_source(source: str, config: Config) -> None:
@@ -94,13 +103,14 @@ def _batches(source: str, config: Config) -> Iterator[Batch]:
 
 
 def _place(uri: str, config: Config) -> Place:
+    ignore = (*config.ingest.ignore, config.trigger.marker)
     if uri.startswith("s3://"):
-        return Bucket(config.store.model_copy(update={"uri": uri.rstrip("/")}), config.ingest.ignore)
+        return Bucket(config.store.model_copy(update={"uri": uri.rstrip("/")}), ignore)
     if "://" in uri:
         raise SourceError(
             f"the source {uri}", expected="a local path or s3://bucket/prefix", next_command="copy the delivery there"
         )
-    return LocalFolder(Path(uri), config.ingest.ignore)
+    return LocalFolder(Path(uri), ignore)
 
 
 def _file_batches(place: Place, file: ListedFile, config: Config) -> Iterator[Batch]:

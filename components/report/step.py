@@ -9,11 +9,13 @@ from html import escape
 
 from prometheus_client import CollectorRegistry, generate_latest
 
+from components.core.claims import ClaimLog
 from components.core.contracts import Outcome, RunReport
 from components.core.errors import RetrainError
 from components.core.events import announce
 from components.core.metrics import RunMetrics
 from components.core.registry import Registry
+from components.core.run_claims import end_claim
 from components.core.runs import Run, StepRecord, open_run
 from components.report.summary import summarise
 
@@ -48,6 +50,7 @@ def tell(record: Run) -> RunReport:
     report = summarise(record, ended=True)
     # Derived, so replaced: a run that is retried from the UI, or approved, is told anew.
     record.replace(StepRecord(step="report", started=started, seconds=time.monotonic() - clock, document=report))
+    end_claim(ClaimLog(record.store, report.model), record, succeeded=report.outcome != "failed")
     _tell_metrics(record, report)
     outcome = record.read("outcome", Outcome)
     events = record.config.events

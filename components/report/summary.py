@@ -81,7 +81,7 @@ def summarise(run: Run, *, ended: bool) -> RunReport:
     return RunReport(
         run_id=run.run_id,
         model=parameters.model,
-        source=parameters.source,
+        source=run.told_source,
         started=started,
         seconds=end - started.timestamp(),
         window=window.id if window else None,

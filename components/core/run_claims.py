@@ -1,0 +1,117 @@
+"""What a run does about the log of claims: finds what it is to read, enters itself, and says how it ended.
+
+Not covered: starting runs, and runs that can say nothing any more because they were terminated or lost
+(`pipelines.trigger`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container, Iterable
+
+from components.core.claims import BATCH, NEW, Claim, ClaimLog, ClaimState, Ended, Entry, Result, Started
+from components.core.contracts import RunArguments
+from components.core.errors import ConfigurationError
+from components.core.runs import Run
+
+
+def claim_number(source: str) -> int | None:
+    """The claim that a source names, `batch:12`; None for any other source."""
+    number = source.removeprefix(BATCH)
+    return int(number) if source.startswith(BATCH) and number.isdecimal() else None
+
+
+def join_claim(log: ClaimLog, number: int, run_id: str) -> tuple[str, ...]:
+    """Enter a run as the one of a claim, unless it is done with: anybody may look at that again.
+
+    Returns:
+        What the claim took.
+
+    Raises:
+        ConfigurationError: There is no such claim, or another run is at it.
+    """
+
+    def start(state: ClaimState) -> Entry | None:
+        claim = state.open
+        if claim is None or claim.number != number or claim.run_id == run_id:
+            return None
+        if claim.run_id is not None:
+            raise ConfigurationError(
+                f"run {claim.run_id} is at {BATCH}{number} already",
+                expected="one run a claim",
+                next_command=f"wait for that run (retrain wait {claim.run_id}), then start this one again if need be",
+            )
+        return Started(actor=run_id, claim=number, run_id=run_id)
+
+    log.enter(start)
+    return claimed(log, number)
+
+
+def claimed(log: ClaimLog, number: int) -> tuple[str, ...]:
+    """What a claim took.
+
+    Raises:
+        ConfigurationError: There is no such claim.
+    """
+    deliveries = log.read().deliveries_of(number)
+    if deliveries is None:
+        raise ConfigurationError(
+            f"no claim {BATCH}{number} of {log.model} in {log.store.uri}",
+            expected="the number of a claim",
+            next_command="retrain status shows them",
+        )
+    return deliveries
+
+
+def take_new(log: ClaimLog, list_complete: Callable[[Container[str]], Iterable[str]], run_id: str) -> tuple[str, ...]:
+    """Claim all that was delivered and that no run has taken, or what a run that failed has left.
+
+    A run that asks again gets the same.
+
+    Args:
+        log: The model's.
+        list_complete: Lists the complete deliveries among those that are not taken.
+        run_id: The run.
+
+    Returns:
+        The deliveries; none where nothing is new, or another run is under way.
+    """
+
+    def claim(state: ClaimState) -> Entry | None:
+        if run_id in state.run_claims or (state.open is not None and state.open.run_id is not None):
+            return None
+        if state.open is not None:
+            return Started(actor=run_id, claim=state.open.number, run_id=run_id) if state.open.failed else None
+        deliveries = state.next_batch(list_complete(state.taken))
+        if not deliveries:
+            return None
+        return Claim(actor=run_id, deliveries=deliveries, arguments=RunArguments(source=NEW), run_id=run_id)
+
+    log.enter(claim)
+    state = log.read()
+    number = state.run_claims.get(run_id)
+    return () if number is None else state.deliveries_of(number) or ()
+
+
+def end_claim(log: ClaimLog, run: Run, *, succeeded: bool) -> None:
+    """Say how the run of a claim ended. Of a run that has none, or has said so before, nothing is said."""
+    result, reason = judge_run(run, succeeded=succeeded)
+
+    def end(state: ClaimState) -> Entry | None:
+        claim = state.open
+        if claim is None or claim.run_id != run.run_id:
+            return None
+        return Ended(actor=run.run_id, claim=claim.number, run_id=run.run_id, result=result, reason=reason)
+
+    log.enter(end)
+
+
+def judge_run(run: Run, *, succeeded: bool) -> tuple[Result, str]:
+    """How a run ended as far as its claim goes, and why if not well."""
+    if succeeded:
+        return "succeeded", ""
+    failures = run.failures()
+    if not failures:
+        return "failed", "No step filed a failure: its pod was lost, or it was terminated or ran out of time."
+    first = failures[0]
+    refused = (first.step, first.error) == ("ingest", "SourceError")
+    return "refused" if refused else "failed", first.sentence
