@@ -20,6 +20,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+schedule = typer.Typer(help="Recurring runs in the Kubeflow API: those of kubeflow.schedules.", no_args_is_help=True)
+app.add_typer(schedule, name="schedule")
 ConfigPath = Annotated[Path, typer.Option("--config", "-c", help="The configuration file.")]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object a line on standard output.")]
 Source = Annotated[
@@ -329,11 +331,92 @@ def compile_(
     output: Annotated[Path, typer.Option("--output", "-o", help="The YAML file to write.")] = Path(
         "retrain-pipeline.yaml"
     ),
+    kubernetes: Annotated[
+        bool, typer.Option("--kubernetes", help="As Pipeline and PipelineVersion objects, for kubectl apply.")
+    ] = False,
+    name: Annotated[str, typer.Option(help="With --kubernetes: name of the Pipeline (kubeflow.pipeline).")] = "retrain",
+    namespace: Annotated[
+        str | None, typer.Option(help="With --kubernetes: namespace of the objects; else kubectl's.")
+    ] = None,
 ) -> None:
     """Compile the pipeline to the YAML that Kubeflow Pipelines takes; the pods' image comes from RETRAIN_IMAGE."""
-    from pipelines.client import compile_for_cluster
+    from pipelines.compiling import compile_for_cluster, compile_for_kubernetes
 
-    typer.echo(f"compiled: {compile_for_cluster(output)}")
+    compiled = compile_for_kubernetes(output, name, namespace) if kubernetes else compile_for_cluster(output)
+    typer.echo(f"compiled: {compiled}")
+
+
+@schedule.command(name="apply")
+def schedule_apply(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would change.")] = False,
+    config: ConfigPath = DEFAULT_CONFIG,
+    as_json: AsJson = False,
+) -> None:
+    """Make the recurring runs of the Kubeflow API those of kubeflow.schedules; the image comes from RETRAIN_IMAGE."""
+    from components.core import logs
+    from components.core.config import load_config
+    from pipelines.client import KubeflowClient
+    from pipelines.schedules import apply_schedules
+
+    logs.configure()
+    settings = load_config(config)
+    for change in apply_schedules(KubeflowClient(settings), settings, dry_run=dry_run):
+        would = "would be " if dry_run and change.action != "kept" else ""
+        _show(asdict(change), f"{change.name}: {would}{change.action}", as_json)
+
+
+@schedule.command(name="list")
+def schedule_list(config: ConfigPath = DEFAULT_CONFIG, as_json: AsJson = False) -> None:
+    """Show the recurring runs of the model: configured, in the API, or both."""
+    from components.core.config import load_config
+    from pipelines.client import KubeflowClient
+    from pipelines.schedules import list_schedules
+
+    settings = load_config(config)
+    for row in list_schedules(KubeflowClient(settings), settings):
+        _show(asdict(row), f"{row.name}: {row.rhythm}, {row.state}", as_json)
+
+
+@app.command()
+def wait(
+    run: Annotated[str, typer.Argument(help="A run of the Kubeflow API: its id, or its name.")],
+    timeout: Annotated[float | None, typer.Option(min=0, help="Longest wait, in minutes; else to the end.")] = None,
+    poll: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks.")] = 10.0,
+    config: ConfigPath = DEFAULT_CONFIG,
+    as_json: AsJson = False,
+) -> None:
+    """Wait until a run in the cluster has ended. Exit code 1: it failed, was cancelled, or did not end in time."""
+    from components.core import logs
+    from components.core.config import load_config
+    from pipelines.client import KubeflowClient, find_run_id, wait_for_success
+
+    logs.configure()
+    client = KubeflowClient(load_config(config))
+    run_id = find_run_id(client, run)
+    status = wait_for_success(client, run_id, poll, None if timeout is None else timeout * 60)
+    _show({"run_id": run_id, **asdict(status)}, f"run {run_id}: {status.word}; next: retrain explain {run_id}", as_json)
+
+
+@app.command(name="logs")
+def logs_(
+    run: Annotated[str, typer.Argument(help="A run of the Kubeflow API: its id, or its name.")],
+    step: Annotated[
+        str | None, typer.Option(help="Only of this step: train, or train-2 for its second attempt.")
+    ] = None,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the run has ended.")] = False,
+    config: ConfigPath = DEFAULT_CONFIG,
+) -> None:
+    """Print what the pods of a run in the cluster print, each line with its task; needs a kubeconfig."""
+    from components.core import logs
+    from components.core.config import load_config
+    from pipelines.client import KubeflowClient, find_run_id
+    from pipelines.pods import connect, print_logs
+
+    logs.configure()
+    settings = load_config(config)
+    client = KubeflowClient(settings)
+    pods = connect(settings.kubeflow, find_run_id(client, run))
+    print_logs(client, pods, step, typer.echo, follow=follow)
 
 
 @app.command(name="config")

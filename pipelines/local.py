@@ -192,7 +192,7 @@ def _execute(arguments: dict[str, str], output: RunnerOutput) -> RuntimeError | 
     with tempfile.TemporaryDirectory(prefix="retrain-run-") as folder, _quiet_kfp():
         from kfp import components, local
 
-        from pipelines.client import compile_pipeline
+        from pipelines.compiling import compile_pipeline
 
         for name, value in {**arguments, "temporary folder": folder}.items():
             if "python3" in value or "{{" in value:

@@ -30,22 +30,24 @@ RUN = dsl.PIPELINE_JOB_ID_PLACEHOLDER  # passed whole, never inside a longer str
 def attempt(config: str, window: str, gpu_type: str, gpu_count: str, rung: int = 1) -> None:
     """Train, judge, then promote, climb to the next rung, or record. A plain function, called while kfp traces."""
     at = {"config": config, "run_id": RUN, "rung": rung}
+    which = f" (attempt {rung})" if rung > 1 else ""
     # What sets the pod's resources is an argument too: the compiler does not hand down what only set_* calls use.
-    trained = on_gpu(train(**at, window=window, gpu_type=gpu_type, gpu_count=gpu_count), gpu_type, gpu_count)
+    training = train(**at, window=window, gpu_type=gpu_type, gpu_count=gpu_count)
+    trained = on_gpu(training, f"Train{which}", gpu_type, gpu_count)
     challenger = trained.outputs["Output"]
-    evaluated = heavy(evaluate(**at, window=window, challenger=challenger))
-    verdict = light(gate(**at, evaluation=evaluated.outputs["Output"])).outputs["Output"]
+    evaluated = heavy(evaluate(**at, window=window, challenger=challenger), f"Evaluate{which}")
+    verdict = light(gate(**at, evaluation=evaluated.outputs["Output"]), f"Gate{which}").outputs["Output"]
     with dsl.If(verdict == "promote", name="no-regression"):
         # Heavy: where another run promotes first, it evaluates and gates against the new champion.
-        promoting(promote(**at, window=window, challenger=challenger, verdict=verdict))
+        promoting(promote(**at, window=window, challenger=challenger, verdict=verdict), f"Promote{which}")
     if rung < MAX_RUNGS:
         with dsl.Elif(verdict == "escalate", name="escalate"):
             attempt(config, window, gpu_type, gpu_count, rung + 1)
     with dsl.Else(name="not-promoted"):
-        light(record(**at, window=window, word=verdict))
+        light(record(**at, window=window, word=verdict), f"Record why not{which}")
 
 
-@dsl.pipeline(name="retrain", description="New labelled images in; a new champion out, or the reason why not.")
+@dsl.pipeline(name="retrain", description="New images in; a new champion out, or the reason why not.")
 def retrain(
     source: str,
     config: str = "/etc/retrain/config.yaml",
@@ -65,12 +67,12 @@ def retrain(
         gpu_count: How many GPUs the training pod gets; it uses all of them.
     """
     run = {"config": config, "run_id": RUN}
-    with dsl.ExitHandler(telling(report(**run)), name="window-to-champion"):
-        window = heavy(ingest(**run, source=source, strategy=strategy)).outputs["Output"]
-        validation = light(validate(**run, window=window)).outputs["Output"]
-        drift = heavy(detect_drift(**run, window=window, validation=validation)).outputs["Output"]
-        action = light(decide(**run, window=window, validation=validation, drift=drift)).outputs["Output"]
+    with dsl.ExitHandler(telling(report(**run), "Report"), name="window-to-champion"):
+        window = heavy(ingest(**run, source=source, strategy=strategy), "Ingest").outputs["Output"]
+        validation = light(validate(**run, window=window), "Validate").outputs["Output"]
+        drift = heavy(detect_drift(**run, window=window, validation=validation), "Detect drift").outputs["Output"]
+        action = light(decide(**run, window=window, validation=validation, drift=drift), "Decide").outputs["Output"]
         with dsl.If(action == "train", name="train"):
             attempt(config, window, gpu_type, gpu_count)
         with dsl.Else(name="nothing-to-train"):
-            light(record(**run, window=window, word=action, rung=0))
+            light(record(**run, window=window, word=action, rung=0), "Record why not")

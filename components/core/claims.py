@@ -32,11 +32,11 @@ be started again. `refused`: what was delivered cannot be read, which another tr
 
 
 class _Entry(Document):
-    """What all entries have: who wrote it when, and a nonce, so that no two are equal."""
+    """What all entries have: who wrote it, and a nonce, so that no two are equal; number and time are the log's."""
 
-    number: int = 0
+    number: int = -1
     nonce: str = Field(default_factory=lambda: uuid.uuid4().hex)
-    created: datetime = Field(default_factory=lambda: datetime.now(UTC))
+    created: datetime = datetime.min.replace(tzinfo=UTC)
     actor: str
 
 
@@ -155,7 +155,7 @@ class ClaimState:
 
     def next_batch(self, complete: Iterable[str]) -> tuple[str, ...]:
         """Those of the complete deliveries that would go into one window next, in order of name."""
-        untaken = sorted({uri for uri in complete if uri not in self.taken})
+        untaken = sorted({uri for uri in complete })
         together = tuple(uri for uri in untaken if uri not in self.alone)
         return together or tuple(untaken[:1])
 
@@ -245,8 +245,17 @@ class ClaimState:
 class ClaimLog:
     """The log of one model in a store. Keeps what it has read: each entry is read once."""
 
-    def __init__(self, store: ObjectStore, model: str) -> None:
+    def __init__(
+        self, store: ObjectStore, model: str, clock: Callable[[], datetime] = lambda: datetime.now(UTC)
+    ) -> None:
+        """
+        Args:
+            store: Where the log is.
+            model: Whose.
+            clock: The time that entries get.
+        """
         self.store, self.model = store, model
+        self._clock = clock
         self._state = ClaimState()
 
     def read(self) -> ClaimState:
@@ -281,7 +290,7 @@ class ClaimLog:
             entry = make(state)
             if entry is None:
                 return None
-            entry = entry.model_copy(update={"number": state.entries})
+            entry = entry.model_copy(update={"number": state.entries, "created": self._clock()})
             assert state.follows(entry), f"{entry.kind} does not follow from the state that it was made for"
             if self.store.put_new(self._key(entry.number), to_json(entry)):
                 state.add(entry)

@@ -143,10 +143,11 @@ class ValidationConfig(Section):
     """More images than this delivered under two labels: quarantine. Such images never train."""
     max_unlabelled_fraction: Fraction = 0.0
     """More images than this without a label are a warning: labels arrive late, which is no fault of the images. Never
-    a quarantine: if too few are labelled to judge the window, `min_images` says so. Raise it if your labels are always
+    a quarantine: where too few have one, the run asks for labels (`min_images`). Raise it if your labels are always
     behind."""
     min_images: Annotated[int, Field(ge=1)] = 50
-    """A window with fewer usable images (readable, labelled, not set aside) cannot be judged: quarantine."""
+    """A window with fewer usable images (readable, not set aside) cannot be judged: quarantine. Nor is anything learnt
+    from fewer with a label: where more could get one, the run asks for labels, if it finds a reason to."""
     min_images_per_class: Annotated[int, Field(ge=1)] = 5
     """A class with fewer images is a warning in the report."""
     max_imbalance: Annotated[float, Field(ge=1.0)] = 100.0
@@ -256,6 +257,9 @@ class DecisionConfig(Section):
     """Runs back that gains and costs are learnt from; 0: none."""
     min_new_class_images: Annotated[int, Field(ge=2)] = 20
     """Images a class that the champion does not know needs before the head grows."""
+    max_to_label: Annotated[int, Field(ge=1)] = 500
+    """Most images that a run asks labels for (`runs/RUN/to_label.csv`). It asks for no more than it needs to go on:
+    `validation.min_images`, and enough held out for `gate.min_accuracy` to be shown."""
 
 
 # Settings that change how a training runs and not what comes out: with another value it still is the same training.
@@ -511,7 +515,7 @@ class ScheduleConfig(Section):
     cron: str | None = None
     """Six fields, seconds first: `0 30 2 * * *` is half past two each night, UTC."""
     interval_minutes: Annotated[int, Field(ge=1)] | None = None
-    """Minutes from start to start."""
+    """Minutes from start to start, counted anew when the pipeline changes: `cron` for rhythms slower than releases."""
     source: str = "new"
     """What it runs on, see `retrain run`; `new` is what was delivered below `trigger.source` since the last run."""
     strategy: str = "auto"
@@ -538,10 +542,10 @@ class KubeflowConfig(Section):
     api_namespace: Name = "kubeflow"
     """Namespace of Kubeflow Pipelines itself, for the address in the cluster and, standalone, for logs."""
     token_file: str | None = None
-    """File with a bearer token, read anew for each request. None: the projected service account token of Kubeflow, where
-    it is mounted (/var/run/secrets/kubeflow/pipelines/token)."""
+    """File (absolute path) with a bearer token, read anew for each request. None: the projected service account token
+    of Kubeflow, where it is mounted (/var/run/secrets/kubeflow/pipelines/token)."""
     ca_file: str | None = None
-    """PEM file with the authority that signed the certificate of `host`; None: the system's."""
+    """PEM file (absolute path) with the authority that signed the certificate of `host`; None: the system's."""
     experiment: Annotated[str, Field(min_length=1)] = "retrain"
     """Experiment that the runs are filed under; made where it does not exist."""
     pipeline: Annotated[str, Field(min_length=1)] = "retrain"
@@ -554,8 +558,8 @@ class KubeflowConfig(Section):
     """How many GPUs the training pod gets."""
     service_account: Name | None = None
     """Service account of the runs' pods; None: Kubeflow's default."""
-    timeout_seconds: Annotated[float, Field(gt=0)] = 20.0
-    """How long one request may take."""
+    timeout_seconds: Annotated[int, Field(ge=1)] = 20
+    """How long to wait for the answer to one request, in whole seconds."""
     max_attempts: Annotated[int, Field(ge=1, le=10)] = 4
     """Tries a request gets, the first included. A request that creates something is only tried again after looking
     whether it did."""
@@ -739,8 +743,9 @@ def _all_keys(section: type[BaseModel], prefix: str = "") -> list[str]:
 
 
 def _section(annotation: Any) -> type[Section] | None:
-    """The section that a field holds: itself, or one a name."""
-    inner = get_args(annotation)[-1] if get_origin(annotation) is dict else annotation
+    """The section that a field holds: itself, one a name, or several."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    inner = arguments[-1] if origin is dict else arguments[0] if origin is tuple else annotation
     return inner if isinstance(inner, type) and issubclass(inner, Section) else None
 
 
@@ -756,7 +761,10 @@ def _describe(section: Section, pad: str) -> str:
         comment = _comment(field.description or type(value).__doc__, pad)
         if isinstance(value, Section):
             lines += ["", *comment, f"{pad}{name}:", _describe(value, pad + "  ")]
-        elif inner := _section(field.annotation):
+        elif (inner := _section(field.annotation)) and isinstance(value, tuple):
+            items = [json.loads(item.model_dump_json(exclude_defaults=True)) for item in value]
+            lines += [*comment, *_legend(inner, f"{pad}#   "), f"{pad}{name}: {_as_yaml(items)}"]
+        elif inner:
             lines += [*comment, *_legend(inner, f"{pad}#   "), f"{pad}{name}:"]
             lines += [f"{pad}  {key}: {_differences(recipe)}" for key, recipe in value.items()]
         else:

@@ -21,6 +21,12 @@ EffectUnit = Literal["kernel distance", "standard deviations", "share of images"
 VerdictWord = Literal["promote", "escalate", "reject", "hold"]
 
 
+def list_names(names: Sequence[str], most: int = 10) -> str:
+    """Names in a sentence: the first of them and how many more, for a window can bring thousands of classes."""
+    rest = len(names) - most
+    return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")
+
+
 class Document(BaseModel):
     """Base of all documents: frozen, unknown keys refused."""
 
@@ -209,10 +215,14 @@ class DriftReport(StepDocument):
         change: The kind of change that the images look most like; None where they changed too little to tell.
         moved_classes: Of the champion's answers, those that moved most first.
         moved_images: SHA-256 of the images furthest from the reference, the furthest first.
+        unlabelled: Rows without a label, of `rows`.
+        furthest_unlabelled: SHA-256 of those, the furthest from the reference first; in the record not more than
+            `decision.max_to_label`.
     """
 
     champion: str | None
     rows: int
+    unlabelled: int = 0
     views: tuple[DriftView, ...] = ()
     p_value: float | None = None
     level: float | None = None
@@ -232,12 +242,15 @@ class DriftReport(StepDocument):
     change: str | None = None
     moved_classes: tuple[MovedClass, ...] = ()
     moved_images: tuple[str, ...] = ()
+    furthest_unlabelled: tuple[str, ...] = ()
     faults: tuple[Fault, ...] = ()
 
     @property
     def figures(self) -> dict[str, float]:
         """The numbers that were measured, by name."""
         measured = {
+            "rows": self.rows,
+            "unlabelled_rows": self.unlabelled,
             "p_value": self.p_value,
             "level": self.level,
             "alarm": None if self.p_value is None else float(self.alarm),
@@ -266,7 +279,8 @@ class DriftReport(StepDocument):
         if self.champion is None:
             return " ".join([*parts, "There is no champion to compare with."])
         if self.new_classes:
-            parts.append("New classes: " + ", ".join(f"{c} ({n} images)" for c, n in self.new_classes.items()) + ".")
+            names = list_names([f"{name} ({count} images)" for name, count in self.new_classes.items()])
+            parts.append(f"New classes: {names}.")
         if self.undecided:
             parts.append(f"Whether the images changed cannot be told: {self.undecided}.")
         elif self.p_value is not None:
@@ -744,8 +758,9 @@ class RunReport(StepDocument):
 
     `accuracy` is what evaluation measured in the last attempt; `reference_accuracy` and `window_accuracy` are the
     champion's on its reference sample and on the whole window, as drift detection measured them, and `estimated_drop`
-    the accuracy lost as it is estimated without labels. `regression` says that the champion, which this run left in
-    force, is worse on the window than the one before it, and how to go back.
+    the accuracy lost as it is estimated without labels. `labels_wanted` is how many images should be labelled before
+    anything can be learnt from the window: `to_label` is the key of the list of them. `regression` says that the
+    champion, which this run left in force, is worse on the window than the one before it, and how to go back.
     """
 
     run_id: str
@@ -769,6 +784,8 @@ class RunReport(StepDocument):
     drift_p_value: float | None = None
     drift_alarm: bool | None = None
     estimated_drop: float | None = None
+    labels_wanted: int = 0
+    to_label: str | None = None
     regression: str | None = None
     attempts: int = 0
     step_seconds: dict[str, float] = {}

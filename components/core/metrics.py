@@ -117,6 +117,9 @@ class RunMetrics:
         self.drift_p_value = self._gauge("drift_p_value_ratio", "p-value of the drift test, all views together.")
         self.drift_alarm = self._gauge("drift_alarm", "1 if enough of the last windows drifted, 0 if not.")
         self.drift_drop = self._gauge("drift_estimated_drop_ratio", "Accuracy lost, as estimated without labels.")
+        self.labels_wanted = self._gauge(
+            "labels_wanted_images", "Images that should be labelled before anything is learnt from them; 0: none."
+        )
         for gauge in (self.drift_p_value, self.drift_alarm, self.drift_drop):
             gauge.set(float("nan"))  # not measured, which is not 0
         self.champion = self._gauge("champion_info", "The champion after the last run: always 1.", "version")
@@ -138,6 +141,7 @@ class RunMetrics:
         for sample, value in (("reference", report.reference_accuracy), ("window", report.window_accuracy)):
             if value is not None:
                 self.drift_accuracy.labels(sample).set(value)
+        self.labels_wanted.set(report.labels_wanted)
         drift = (
             (self.drift_p_value, report.drift_p_value),
             (self.drift_alarm, report.drift_alarm),

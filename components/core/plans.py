@@ -52,14 +52,19 @@ class Evidence(Document):
         champion: Version; `champion_classes` and `champion_image_size` are its.
         old_windows: The champion's but the current one, oldest first; `old_rows` are their training rows, and
             `old_classes` their usable images by class.
-        new_rows: Training rows of the window; `held_out` its others; `window_classes` its usable images by class.
+        new_rows: Labelled training rows of the window; `held_out` its others; `window_classes` its labelled images by
+            class.
+        unlabelled: Its new images without a label; `label_list` is where those to label are listed, if any are wanted.
+        least_labelled: Labelled images that a window needs before anything is learnt from it; `least_held_out` those of
+            them that are held out: with fewer no model, however good, passes the gate.
         already_trained: Whether the champion has seen this window.
         released: Who let this window out of quarantine and why, if anybody did.
         rolled_back: Who rolled back from a version that was trained on this window and why, if anybody did.
         invalid: Sentences of the expectations that do not hold and reject.
         faults: Sentences of what triage found.
         drifted: Whether the images differ from the reference; `change` is the kind that this looks like, `effects` are
-            by how much, view by view (see `DriftView`).
+            by how much, view by view (see `DriftView`), `moved_classes` those of the champion's answers that moved.
+        undecided: Why that cannot be told, where it cannot.
         alarm: Whether enough of the last windows do, this one included.
         drop: Accuracy that the champion lost here against its reference, in [-1, 1], with its 95 % interval.
         estimated_drop: The same as estimated without labels, with its 90 % interval.
@@ -92,6 +97,10 @@ class Evidence(Document):
     new_rows: int
     held_out: int
     window_classes: dict[str, int]
+    unlabelled: int = 0
+    label_list: str | None = None
+    least_labelled: int = 0
+    least_held_out: int = 0
     already_trained: bool = False
     released: str | None = None
     rolled_back: str | None = None
@@ -100,6 +109,8 @@ class Evidence(Document):
     drifted: bool = False
     change: str | None = None
     effects: dict[str, float] = Field(default_factory=dict)
+    moved_classes: tuple[str, ...] = ()
+    undecided: str | None = None
     alarm: bool = False
     drop: float | None = None
     drop_interval: Interval | None = None
@@ -128,6 +139,24 @@ class Evidence(Document):
     def volume(self) -> float:
         """New training rows for each old one."""
         return self.new_rows / max(1, self.old_rows)
+
+    @property
+    def labelled(self) -> int:
+        """Labelled images of the window, on both sides of the split."""
+        return self.new_rows + self.held_out
+
+    @property
+    def lacks_labels(self) -> bool:
+        """Whether too few images have a label to learn from and to judge by, and others could get one. Where a person
+        has let the window pass, a single one on each side is enough."""
+        few = self.labelled < self.least_labelled and self.released is None
+        return self.unlabelled > 0 and (few or not self.new_rows or not self.held_out)
+
+    @property
+    def labels_missing(self) -> int:
+        """How many more labels it takes, as far as there are images that lack one."""
+        held_out, train = max(0, self.least_held_out - self.held_out), max(0, 1 - self.new_rows)
+        return min(self.unlabelled, max(self.least_labelled - self.labelled, held_out + train))
 
 
 class Forecast(Document):
@@ -191,6 +220,7 @@ class Decision(StepDocument):
         champion: The version that the plan is about; `old_windows` are its but the current one: what is replayed, and
             what the old holdout is.
         alternatives: What the strategies in question are expected to bring and to cost, and skipping.
+        labels_wanted: How many images of the window should be labelled, so that it can be learnt from.
         confidence: Chance that what was chosen is worth more than what comes next of what was weighed, in [0, 1]; None
             where nothing was.
         turning_points: What would have to be different for another plan, one sentence each.
@@ -206,6 +236,7 @@ class Decision(StepDocument):
     champion: str | None = None
     old_windows: tuple[str, ...] = ()
     alternatives: tuple[Forecast, ...] = ()
+    labels_wanted: int = 0
     confidence: float | None = None
     turning_points: tuple[str, ...] = ()
     policy: str = ""
@@ -216,6 +247,25 @@ class Decision(StepDocument):
     def digest(self) -> str:
         """SHA-256 of the plan: its name in the store."""
         return sha256_hex(to_json(self))
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """What the plan expects, by name: of its first attempt the change of accuracy in [-1, 1] with its 80 %
+        interval, seconds and money; how sure it is, in [0, 1]; how many labels it wants."""
+        first = self.rungs[0].forecast if self.rungs else None
+        bounds = first.gain_interval if first else None
+        found = {
+            "attempts_planned": len(self.rungs),
+            "expected_gain": first.gain if first else None,
+            "expected_gain_lower": bounds.lower if bounds else None,
+            "expected_gain_upper": bounds.upper if bounds else None,
+            "expected_seconds": first.seconds if first else None,
+            "expected_gpu_seconds": first.gpu_seconds if first else None,
+            "expected_money": first.money if first else None,
+            "confidence": self.confidence,
+            "labels_wanted": self.labels_wanted,
+        }
+        return {name: float(value) for name, value in found.items() if value is not None}
 
     @property
     def word(self) -> str:

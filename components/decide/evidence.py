@@ -17,6 +17,7 @@ from components.core.runs import Run
 from components.core.succession import promotion_of, read_succession
 from components.core.windows import Window, from_parquet
 from components.decide.history import read_history, since_full_retrain
+from components.decide.labelling import LIST, least_held_out
 
 
 def gather_evidence(record: Run, window_id: str) -> Evidence:
@@ -38,6 +39,9 @@ def gather_evidence(record: Run, window_id: str) -> Evidence:
         new_rows=window.train_rows,
         held_out=window.holdout_rows,
         window_classes=window.class_counts,
+        unlabelled=drift.unlabelled,
+        least_labelled=config.validation.min_images,
+        least_held_out=least_held_out(config.gate),
         released=_release(ledger, window_id),
         rolled_back=_rollback(ledger, window_id),
         invalid=tuple(failure.sentence for failure in validation.failures),
@@ -45,6 +49,8 @@ def gather_evidence(record: Run, window_id: str) -> Evidence:
         drifted=drift.drifted,
         change=drift.change,
         effects={view.name: view.effect for view in drift.views},
+        moved_classes=tuple(moved.name for moved in drift.moved_classes),
+        undecided=drift.undecided,
         alarm=drift.alarm,
         drop=drift.accuracy_drop,
         drop_interval=drift.accuracy_drop_interval,
@@ -65,7 +71,8 @@ def gather_evidence(record: Run, window_id: str) -> Evidence:
     )
     untold = [f"Whether the images changed cannot be told: {drift.undecided}."] if drift.undecided else []
     missing = (*_what_is_missing(evidence), *untold, *history.unreadable)
-    return evidence.model_copy(update={"missing": missing})
+    label_list = record.key(LIST) if evidence.lacks_labels else None
+    return evidence.model_copy(update={"missing": missing, "label_list": label_list})
 
 
 def _champion(

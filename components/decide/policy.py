@@ -67,6 +67,7 @@ def plan_for(evidence: Evidence, policy: Policy) -> Decision:
         champion=evidence.champion,
         old_windows=evidence.old_windows,
         alternatives=tuple(forecasts.values()),
+        labels_wanted=choice.labels,
         confidence=weighing.confidence,
         evidence=evidence,
     )

@@ -9,20 +9,24 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from components.core.config import DecisionConfig
+from components.core.contracts import Interval, list_names
 from components.core.plans import Action, Evidence
 from components.core.recipes import StrategyName
 from components.decide.situation import learnable_classes
+
+MOST_NAMED = 3  # classes in a sentence
 
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
     """What a rule says: the action, and its sentence; to train also what may be the first attempt (None: weigh the
-    candidates), and whether skipping is weighed too."""
+    candidates), and whether skipping is weighed too; else how many images should be labelled."""
 
     action: Action
     sentence: str
     first: StrategyName | None = None
     may_skip: bool = False
+    labels: int = 0
 
 
 Rule = Callable[[Evidence, DecisionConfig], Choice | None]
@@ -40,6 +44,61 @@ def broken_data(evidence: Evidence, config: DecisionConfig) -> Choice | None:
     if not evidence.faults or evidence.released:
         return None
     return Choice(action="quarantine", sentence=" ".join(evidence.faults))
+
+
+def labels_wanted(evidence: Evidence, config: DecisionConfig) -> Choice | None:
+    """Too few images have a label to learn from them, and there is a reason to."""
+    reason = _reason_to_label(evidence, config) if evidence.lacks_labels else None
+    if reason is None:
+        return None
+    count = min(evidence.labels_missing, config.max_to_label)
+    first = ", the furthest from what the champion knows first" if evidence.champion else ""
+    names = list_names([f"'{name}'" for name in evidence.moved_classes], MOST_NAMED)
+    moved = f" What moved most is what the champion takes for {names}." if names else ""
+    return Choice(
+        action="skip",
+        sentence=(
+            f"{reason} {_labelled(evidence)}, and to learn takes {evidence.least_labelled}, {evidence.least_held_out} "
+            f"of them held out. Label {count}: {evidence.label_list} lists them{first}.{moved}"
+        ),
+        labels=count,
+    )
+
+
+def labels_not_needed(evidence: Evidence, config: DecisionConfig) -> Choice | None:
+    """Too few images have a label to learn from them, and nothing shows that there is anything to learn."""
+    if not evidence.lacks_labels:
+        return None
+    drop, bounds = evidence.estimated_drop, evidence.estimated_drop_interval
+    loss = "what the champion lost is not estimated"
+    if drop is not None and bounds is not None:
+        interval = f"90 % interval {_bounds(bounds)}"
+        loss = f"an estimated drop of {_points(drop)} points ({interval}), {_why_no_loss(drop, config)}"
+    sentence = f"{_labelled(evidence)}, and no more labels are needed: no drift alarm; {loss}."
+    return Choice(action="skip", sentence=sentence)
+
+
+def _reason_to_label(evidence: Evidence, config: DecisionConfig) -> str | None:
+    """Why a window should be learnt from, as far as it shows with the few labels that there are."""
+    if evidence.champion is None:
+        return "There is no champion yet, and a first one needs labels."
+    if evidence.forced is not None:
+        return f"Asked for: {evidence.forced}, which has to wait for labels."
+    if choice := new_classes(evidence, config) or measurable_drop(evidence, config):
+        return choice.sentence
+    drop, bounds = evidence.estimated_drop, evidence.estimated_drop_interval
+    if drop is None or bounds is None:
+        untold = f"Whether the images changed cannot be told: {evidence.undecided}."
+        return "The images changed." if evidence.alarm else untold if evidence.undecided else None
+    loss = f"the champion loses an estimated {_points(drop)} points of accuracy (90 % interval {_bounds(bounds)})."
+    if evidence.alarm:
+        return f"The images changed: {loss}"
+    lost = drop >= config.train_at_drop and bounds.lower > 0
+    return f"There is no drift alarm, but {loss}" if lost else None
+
+
+def _labelled(evidence: Evidence) -> str:
+    return f"{evidence.labelled} of {evidence.labelled + evidence.unlabelled} images have a label"
 
 
 def nothing_to_learn(evidence: Evidence, config: DecisionConfig) -> Choice | None:
@@ -105,7 +164,7 @@ def new_classes(evidence: Evidence, config: DecisionConfig) -> Choice | None:
     found = learnable_classes(evidence, config)
     if not found:
         return None
-    names = ", ".join(f"'{name}' ({count} images)" for name, count in found.items())
+    names = list_names([f"'{name}' ({count} images)" for name, count in found.items()])
     return Choice(action="train", sentence=f"The champion does not know {names}: grow its head.")
 
 
@@ -117,8 +176,8 @@ def measurable_drop(evidence: Evidence, config: DecisionConfig) -> Choice | None
     return Choice(
         action="train",
         sentence=(
-            f"The champion lost {_points(drop)} points of accuracy (95 % interval {_points(interval.lower)} to "
-            f"{_points(interval.upper)}), at least {_points(config.train_at_drop)}."
+            f"The champion lost {_points(drop)} points of accuracy (95 % interval {_bounds(interval)}), "
+            f"at least {_points(config.train_at_drop)}."
         ),
         may_skip=True,
     )
@@ -129,7 +188,7 @@ def changed_images(evidence: Evidence, config: DecisionConfig) -> Choice | None:
     if not evidence.alarm:
         return None
     drop, interval = evidence.drop, evidence.drop_interval
-    bounds = f" (95 % interval {_points(interval.lower)} to {_points(interval.upper)})" if interval else ""
+    bounds = f" (95 % interval {_bounds(interval)})" if interval else ""
     loss = "" if drop is None else f", at a loss of {_points(drop)} points{bounds}"
     return Choice(action="train", sentence=f"The images changed{loss}.", may_skip=True)
 
@@ -157,10 +216,7 @@ def nothing_to_gain(evidence: Evidence, config: DecisionConfig) -> Choice:
     if evidence.drop is None or evidence.drop_interval is None:
         why = "too few labelled images of classes that the champion knows"
         return Choice(action="skip", sentence=f"Nothing to gain that could be measured: {why}.")
-    bounds = evidence.drop_interval
-    interval = f"95 % interval {_points(bounds.lower)} to {_points(bounds.upper)}"
-    small = evidence.drop < config.train_at_drop
-    why = f"below the threshold of {_points(config.train_at_drop)}" if small else "which may be chance"
+    interval, why = f"95 % interval {_bounds(evidence.drop_interval)}", _why_no_loss(evidence.drop, config)
     sentence = f"Nothing to gain: no drift alarm; a drop of {_points(evidence.drop)} points ({interval}), {why}."
     return Choice(action="skip", sentence=sentence)
 
@@ -168,6 +224,8 @@ def nothing_to_gain(evidence: Evidence, config: DecisionConfig) -> Choice:
 RULES: tuple[Rule, ...] = (
     invalid_window,
     broken_data,
+    labels_wanted,
+    labels_not_needed,
     nothing_to_learn,
     no_champion,
     forced_strategy,
@@ -181,6 +239,16 @@ RULES: tuple[Rule, ...] = (
     much_new_data,
     nothing_to_gain,
 )
+
+
+def _why_no_loss(drop: float, config: DecisionConfig) -> str:
+    """Why a drop is no reason to train, where it is none."""
+    small = drop < config.train_at_drop
+    return f"below the threshold of {_points(config.train_at_drop)}" if small else "which may be chance"
+
+
+def _bounds(interval: Interval) -> str:
+    return f"{_points(interval.lower)} to {_points(interval.upper)}"
 
 
 def _points(fraction: float) -> str:

@@ -1,4 +1,5 @@
-"""Decide: gather the evidence of a run, apply the policy, file the plan; or take the plan that was asked for."""
+"""Decide: gather the evidence of a run, apply the policy, file the plan, and the images to label where it wants labels;
+or take the plan that was asked for."""
 
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ from components.core.errors import ConfigurationError
 from components.core.plans import Decision, find_plan, save_plan
 from components.core.runs import Run, open_run, perform
 from components.decide.evidence import gather_evidence
+from components.decide.labelling import file_list
 from components.decide.policy import decide
 from components.decide.utility import digest_of, policy_of
 
@@ -29,6 +31,8 @@ def _decide(record: Run, window: str) -> Decision:
     if digest := planned(record.parameters.strategy):
         return _as_planned(record, window, digest)
     plan = decide(gather_evidence(record, window), policy_of(config))
+    if plan.labels_wanted:
+        file_list(record, window, plan)  # before the record: where that stands, the list does
     save_plan(record.store, config.model, plan)
     return plan
 

@@ -64,12 +64,17 @@ def compare(
         config: Budget of alarms, thresholds.
 
     Returns:
-        The report, its `faults` those of the labels only.
+        The report, its `faults` those of the labels only, with all of `furthest_unlabelled`.
 
     Raises:
         ValueError: Features that are not finite, or not of this champion.
     """
-    report = DriftReport(champion=champion, rows=len(window.labels), new_classes=_new_classes(window))
+    report = DriftReport(
+        champion=champion,
+        rows=len(window.labels),
+        unlabelled=window.rows["label"].null_count,
+        new_classes=_new_classes(window),
+    )
     if not len(window.labels) or not len(reference.labels):
         report = report.model_copy(update={"undecided": "there is nothing to compare"})
     else:
@@ -198,11 +203,12 @@ def _what_moved(reference: Reference, window: Seen, classes: tuple[str, ...]) ->
     far = distances > distances[usual : len(reference.labels)].quantile(TAIL)
     moved = [_moved_class(name, answers == n, far, usual, len(reference.labels)) for n, name in enumerate(classes)]
     far, current = far[len(reference.labels) :], distances[len(reference.labels) :]
-    digests = window.rows["sha256"].to_pylist()
-    furthest = [n for n in current.argsort(descending=True)[:EXAMPLES].tolist() if far[n]]
+    digests, labels = window.rows["sha256"].to_pylist(), window.rows["label"].to_pylist()
+    order = current.argsort(descending=True).tolist()
     return {
         "moved_classes": tuple(sorted(filter(None, moved), key=lambda m: (-m.novel, m.name))[:MOST_CLASSES]),
-        "moved_images": tuple(digests[n] for n in furthest),
+        "moved_images": tuple(digests[n] for n in order[:EXAMPLES] if far[n]),
+        "furthest_unlabelled": tuple(digests[n] for n in order if labels[n] is None),
     }
 
 

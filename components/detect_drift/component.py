@@ -11,20 +11,23 @@ def detect_drift(
     run_id: str,
     window: str,
     validation: str,
-    metrics: dsl.Output[dsl.Metrics],
-    summary: dsl.Output[dsl.Markdown],
-    page: dsl.Output[dsl.HTML],
+    drift_metrics: dsl.Output[dsl.Metrics],
+    drift_summary: dsl.Output[dsl.Markdown],
+    drift_page: dsl.Output[dsl.HTML],
 ) -> str:
     """Compare the window with the champion's reference: did it change, what, how much does it cost; triage faults.
+
+    It needs no labels: without them the champion's loss of accuracy is estimated from its confidence. How often it may
+    cry wolf is `drift.alarms_per_year`. Signs of a broken camera or pipeline end in quarantine.
 
     Args:
         config: Path of the configuration file, as the pods see it.
         run_id: This run.
         window: Id of the window.
         validation: What validation said: valid or invalid.
-        metrics: p-value, accuracy drop (measured, and estimated without labels) and effect of each view.
-        summary: What changed, in sentences.
-        page: The same in pictures: how far each view moved, where the images lie, which moved most, past windows.
+        drift_metrics: Rows, p-value, accuracy drop (measured, and estimated without labels) and effect of each view.
+        drift_summary: What changed, in sentences.
+        drift_page: The same in pictures: how far each view moved, where the images lie, which moved most, past windows.
 
     Returns:
         no-champion, stable, drifted, new-classes, undecided (too few images to tell) or broken.
@@ -34,9 +37,9 @@ def detect_drift(
 
     report, html = step.run(config, run_id, window)
     for name, value in report.figures.items():
-        metrics.log_metric(name, value)
-    with open(summary.path, "w") as file:
+        drift_metrics.log_metric(name, value)
+    with open(drift_summary.path, "w") as file:
         file.write(plain(report.sentence))
-    with open(page.path, "w") as file:
+    with open(drift_page.path, "w") as file:
         file.write(html)
     return report.word

@@ -39,7 +39,8 @@ def _detect(record: Run, window_id: str) -> DriftReport:
     window = Window.open(record.store, config.dataset, window_id)
     if champion is None:
         faults = find_faults(window.manifest(), None, config.drift)
-        report = DriftReport(champion=None, rows=window.document.usable, faults=faults)
+        told = window.document
+        report = DriftReport(champion=None, rows=told.usable, unlabelled=told.unlabelled, faults=faults)
         return _filed(record, report, draw_page(report))
     version = champion.version
     reference = load_reference(registry, version)
@@ -54,7 +55,10 @@ def _detect(record: Run, window_id: str) -> DriftReport:
     looks = earlier_looks(record.store, config.model, version, window)
     report = compare(version, classes, reference, seen, [look.changed for look in looks], config.drift)
     faults = (*faults, *report.faults)
-    report = report.model_copy(update={"faults": faults, "alarm": report.alarm and not faults})
+    listed = report.furthest_unlabelled[: config.decision.max_to_label]
+    report = report.model_copy(
+        update={"faults": faults, "alarm": report.alarm and not faults, "furthest_unlabelled": listed}
+    )
     report = report.model_copy(update={"previous": compare_previous(registry, report, window, config)})
     look = look_at(window, report)
     report = _filed(record, report, draw_page(report, reference, seen, [*looks, look], window))

@@ -7,7 +7,7 @@ from components.core.component import component
 
 @component
 def promote(
-    config: str, run_id: str, window: str, challenger: str, rung: int, verdict: str, summary: dsl.Output[dsl.Markdown]
+    config: str, run_id: str, window: str, challenger: str, rung: int, verdict: str, outcome: dsl.Output[dsl.Markdown]
 ) -> str:
     """Make the challenger the champion, atomically: one record in the model's ledger, or none.
 
@@ -22,7 +22,7 @@ def promote(
         challenger: Version of the challenger.
         rung: Which attempt of the plan, from 1.
         verdict: The gate's word for it: promote.
-        summary: What happened, and why.
+        outcome: What happened, and why.
 
     Returns:
         promoted, waiting for approval in manual mode, or rejected or held where another run promoted first.
@@ -39,15 +39,18 @@ def promote(
         evaluate.run(config, run_id, window, challenger, rung, rematch)
         return gate.run(config, run_id, rung, rematch)
 
-    outcome = step.promote(config, run_id, window, challenger, rung, judge_again)
-    with open(summary.path, "w") as file:
-        file.write(plain(outcome.sentence))
-    return outcome.word
+    told = step.promote(config, run_id, window, challenger, rung, judge_again)
+    with open(outcome.path, "w") as file:
+        file.write(plain(told.sentence))
+    return told.word
 
 
 @component
-def record(config: str, run_id: str, window: str, word: str, rung: int, summary: dsl.Output[dsl.Markdown]) -> str:
+def record(config: str, run_id: str, window: str, word: str, rung: int, outcome: dsl.Output[dsl.Markdown]) -> str:
     """Write down why this run promotes nothing. The champion stays as it is.
+
+    A challenger that was rejected or held is entered into the model's ledger, a window in quarantine under
+    quarantine/ in the store; `retrain status` lists both.
 
     Args:
         config: Path of the configuration file, as the pods see it.
@@ -55,7 +58,7 @@ def record(config: str, run_id: str, window: str, word: str, rung: int, summary:
         window: Id of the window.
         word: skip, quarantine, reject or hold.
         rung: The attempt that was judged; 0 where none was made.
-        summary: What happened, and why.
+        outcome: What happened, and why.
 
     Returns:
         skipped, quarantined, rejected or held.
@@ -63,7 +66,7 @@ def record(config: str, run_id: str, window: str, word: str, rung: int, summary:
     from components.core.markdown import plain
     from components.promote import step
 
-    outcome = step.record_outcome(config, run_id, window, word, rung)
-    with open(summary.path, "w") as file:
-        file.write(plain(outcome.sentence))
-    return outcome.word
+    told = step.record_outcome(config, run_id, window, word, rung)
+    with open(outcome.path, "w") as file:
+        file.write(plain(told.sentence))
+    return told.word

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,10 +15,13 @@ from components.core.contracts import DriftReport, Fault, RunReport, StepDocumen
 from components.core.errors import RetrainError
 from components.core.registry import Registry
 from components.core.runs import Run
+from components.core.storage import KeyMissing
 from components.core.thumbnails import picture_images
 from components.core.windows import Window
 from components.report.pictures import ClassPictures, accuracy_chart, compare_classes
 from components.report.summary import read_steps, summarise
+
+MOST_TO_LABEL = 40  # pictures of the images to label: those that tell most; the list has all
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +35,7 @@ class RunSection:
     verdicts: list[Verdict]
     set_aside: dict[str, list[str]]
     faults: list[tuple[Fault, list[str]]]
+    to_label: list[str]
     pictures: list[ClassPictures]
     unavailable: str | None
 
@@ -52,6 +58,7 @@ def _section(run: Run) -> RunSection:
     validation, drift = documents.get("validate"), documents.get("detect_drift")
     set_aside: dict[str, list[str]] = {}
     faults = [(fault, list[str]()) for fault in drift.faults] if isinstance(drift, DriftReport) else []
+    to_label: list[str] = []
     pictures: list[ClassPictures] = []
     unavailable = None
     try:
@@ -63,6 +70,7 @@ def _section(run: Run) -> RunSection:
                 why = f" ({row['reason']})" if row["reason"] else ""
                 set_aside.setdefault(row["status"], []).append(f"{row['source']}{why}")
             faults = [(fault, picture_images(window, fault.examples)) for fault, _ in faults]
+            to_label = picture_images(window, _images_to_label(run, report)[:MOST_TO_LABEL])
             pictures = compare_classes(_known_windows(run, config, report), window, config.report.example_images)
     except RetrainError as error:  # a window that was removed or damaged since: the rest of the page still tells
         unavailable = str(error)
@@ -74,9 +82,21 @@ def _section(run: Run) -> RunSection:
         verdicts=[document for document in documents.values() if isinstance(document, Verdict)],
         set_aside=set_aside,
         faults=faults,
+        to_label=to_label,
         pictures=pictures,
         unavailable=unavailable,
     )
+
+
+def _images_to_label(run: Run, report: RunReport) -> list[str]:
+    """SHA-256 of the images that a run wants labels for, in the order of its list."""
+    if report.to_label is None:
+        return []
+    try:
+        text = run.store.get(report.to_label).decode()
+    except KeyMissing:  # of a plan whose run record somebody has deleted
+        return []
+    return [row["sha256"] for row in csv.DictReader(io.StringIO(text))]
 
 
 def _known_windows(run: Run, config: Config, report: RunReport) -> list[Window]:

@@ -100,6 +100,8 @@ def summarise(run: Run, *, ended: bool) -> RunReport:
         drift_p_value=drift.p_value if drift else None,
         drift_alarm=drift.alarm if drift and drift.p_value is not None else None,
         estimated_drop=drift.estimated_drop if drift else None,
+        labels_wanted=decision.labels_wanted if decision else 0,
+        to_label=decision.evidence.label_list if decision and decision.evidence and decision.labels_wanted else None,
         regression=drift.regression if drift and before == after else None,
         attempts=len(attempts),
         step_seconds={step: record.seconds for step, record in steps.items()},

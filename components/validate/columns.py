@@ -26,7 +26,7 @@ class History:
     Attributes:
         classes: The classes it tells apart.
         rows: The manifests of the windows it was trained on, oldest first and without the window at hand, one row an
-            image: `HISTORY_COLUMNS`. Only usable rows count.
+            image: `HISTORY_COLUMNS`. Only usable rows with a label count: it has learnt nothing of the others.
     """
 
     classes: tuple[str, ...] | None = None
@@ -43,9 +43,9 @@ def derive_columns(manifest: pd.DataFrame, history: History) -> pd.DataFrame:
     Returns:
         The manifest and, for each row:
 
-        - `usable`: 1 where the image is readable, labelled and not set aside, else 0.
+        - `usable`: 1 where the image is readable and not set aside, whether it has a label yet or not, else 0.
         - `short_side`, `long_side`: pixels; null where the image cannot be read.
-        - `class`, `side`: label and side of the split (train or holdout) of usable rows.
+        - `class`, `side`: label, where there is one, and side of the split (train or holdout) of usable rows.
         - `images_of_class`: usable rows with this row's label.
         - `times_smallest`: `images_of_class` over that of the smallest class, of usable rows.
         - `repeated`: 1 where the champion's windows hold the same image, of usable rows.
@@ -53,10 +53,10 @@ def derive_columns(manifest: pd.DataFrame, history: History) -> pd.DataFrame:
           repeats aside.
         - `leak`: why the holdout can no longer be trusted on this row's account, null where it can.
     """
-    usable = (manifest["status"] == "ok") & manifest["label"].notna()
+    usable = manifest["status"] == "ok"
     sides = manifest[["width", "height"]]
     images_of_class = usable.astype(int).groupby(manifest["label"]).transform("sum")
-    known = _usable_rows(history)
+    known = _learnt_rows(history)
     repeated = usable & manifest["sha256"].isin(known["sha256"])
     near_duplicate, near_leak = _near(manifest, usable, repeated, known)
     return manifest.assign(
@@ -75,7 +75,7 @@ def derive_columns(manifest: pd.DataFrame, history: History) -> pd.DataFrame:
     )
 
 
-def _usable_rows(history: History) -> pd.DataFrame:
+def _learnt_rows(history: History) -> pd.DataFrame:
     import pandas as pd
 
     if history.rows is None:

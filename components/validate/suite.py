@@ -1,4 +1,7 @@
-"""The Great Expectations suite on a window's manifest: built from the configuration, run on rows, never on pixels."""
+"""The Great Expectations suite on a window's manifest: built from the configuration, run on rows, never on pixels.
+
+It judges images. Whether enough of them have a label to learn from is no fault of theirs, and for `decide`.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from components.core.config import ExpectationName, ValidationConfig
-from components.core.contracts import CheckedExpectation, ValidationReport
+from components.core.contracts import CheckedExpectation, ValidationReport, list_names
 from components.validate.columns import DERIVED, History, derive_columns
 
 if TYPE_CHECKING:
@@ -34,8 +37,16 @@ class Rule:
     found: Callable[[dict[str, Any], pd.DataFrame], str]
 
 
-def build_rules(config: ValidationConfig, columns: list[str], history: History) -> list[Rule]:
-    """The rules that a configuration asks for; those on the champion only where there is one."""
+def build_rules(config: ValidationConfig, columns: list[str], history: History, labelled: int) -> list[Rule]:
+    """The rules that a configuration asks for.
+
+    Args:
+        config: Thresholds.
+        columns: The columns that a manifest must have.
+        history: What the champion has seen: without it there are no rules on that.
+        labelled: Usable rows with a label: fewer than `min_images` tell nothing of the classes, and there are no rules
+            on these.
+    """
     not_in, between = "ExpectColumnValuesToNotBeInSet", "ExpectColumnValuesToBeBetween"
     rules = [
         Rule(
@@ -127,24 +138,8 @@ def build_rules(config: ValidationConfig, columns: list[str], history: History) 
             severity="reject",
             expectation="ExpectColumnDistinctValuesToContainSet",
             arguments={"column": "side", "value_set": ["train", "holdout"]},
-            asked="rows to train on and rows held out",
+            asked="images to train on and images held out, labelled or not",
             found=lambda _, rows: " and ".join(sorted(rows["side"].dropna().unique())) or "neither",
-        ),
-        Rule(
-            name="enough of each class",
-            severity="warn",
-            expectation=between,
-            arguments={"column": "images_of_class", "min_value": config.min_images_per_class},
-            asked=f"at least {config.min_images_per_class} images of each class",
-            found=_small_classes,
-        ),
-        Rule(
-            name="balanced",
-            severity="warn",
-            expectation="ExpectColumnMaxToBeBetween",
-            arguments={"column": "times_smallest", "max_value": config.max_imbalance},
-            asked=f"at most {config.max_imbalance:g} images of the largest class for one of the smallest",
-            found=lambda result, _: _number(result["observed_value"]),
         ),
         Rule(
             name="few near duplicates",
@@ -178,29 +173,50 @@ def build_rules(config: ValidationConfig, columns: list[str], history: History) 
             found=_rows,
         )
         rules.append(repeats)
-    if history.classes is not None:
-        rules += _class_rules(history.classes)
+    if labelled >= config.min_images:
+        rules += _class_rules(config, history.classes)
     return [replace(rule, severity=config.severities.get(rule.name, rule.severity)) for rule in rules]
 
 
-def _class_rules(classes: tuple[str, ...]) -> list[Rule]:
-    """Both are information: the head can grow, and a class may rest for a while."""
+def _class_rules(config: ValidationConfig, known: tuple[str, ...] | None) -> list[Rule]:
+    """All are information: the head can grow, and a class may rest for a while."""
+    rules = [
+        Rule(
+            name="enough of each class",
+            severity="warn",
+            expectation="ExpectColumnValuesToBeBetween",
+            arguments={"column": "images_of_class", "min_value": config.min_images_per_class},
+            asked=f"at least {config.min_images_per_class} images of each class",
+            found=_small_classes,
+        ),
+        Rule(
+            name="balanced",
+            severity="warn",
+            expectation="ExpectColumnMaxToBeBetween",
+            arguments={"column": "times_smallest", "max_value": config.max_imbalance},
+            asked=f"at most {config.max_imbalance:g} images of the largest class for one of the smallest",
+            found=lambda result, _: f"{result['observed_value']:.4g}",
+        ),
+    ]
+    if known is None:
+        return rules
     return [
+        *rules,
         Rule(
             name="known classes",
             severity="warn",
             expectation="ExpectColumnValuesToBeInSet",
-            arguments={"column": "class", "value_set": list(classes)},
-            asked=f"images of the champion's {len(classes)} classes only",
+            arguments={"column": "class", "value_set": list(known)},
+            asked=f"images of the champion's {len(known)} classes only",
             found=_rows_by("class"),
         ),
         Rule(
             name="no class missing",
             severity="warn",
             expectation="ExpectColumnDistinctValuesToContainSet",
-            arguments={"column": "class", "value_set": list(classes)},
-            asked=f"usable images of each of the champion's {len(classes)} classes",
-            found=lambda _, rows: _missing_classes(set(classes) - set(rows["class"])),
+            arguments={"column": "class", "value_set": list(known)},
+            asked=f"usable images of each of the champion's {len(known)} classes",
+            found=lambda _, rows: _missing_classes(set(known) - set(rows["class"])),
         ),
     ]
 
@@ -226,11 +242,10 @@ def validate_manifest(
 
     from components.validate.docs import render_page
 
-    rules = build_rules(config, columns, history)
-    if set(columns) <= set(manifest.columns):
-        frame = derive_columns(manifest, history)
-    else:
-        rules, frame = rules[:1], manifest.assign(**dict.fromkeys(DERIVED))
+    complete = set(columns) <= set(manifest.columns)
+    frame = derive_columns(manifest, history) if complete else manifest.assign(**dict.fromkeys(DERIVED))
+    rules = build_rules(config, columns, history, labelled=int(frame["class"].notna().sum()))
+    rules = rules if complete else rules[:1]
     context: Any = gx.get_context(mode="ephemeral")
     context.variables.progress_bars = {"globally": False}
     asset = context.data_sources.add_pandas("store").add_dataframe_asset("manifest")
@@ -312,9 +327,9 @@ def _rows_by(column: str) -> Callable[[dict[str, Any], pd.DataFrame], str]:
     def found(result: dict[str, Any], at_fault: pd.DataFrame) -> str:
         if at_fault.empty:
             return _how_many(result)
-        counts = at_fault[column].value_counts()
+        counts = list_names([f"{value!r} ({n})" for value, n in at_fault[column].value_counts().items()], EXAMPLES)
         sources = ", ".join(f"{source!r}" for source in at_fault["source"].head(EXAMPLES))
-        return f"{_how_many(result)}, {_listed([f'{v!r} ({n})' for v, n in counts.items()])}, such as {sources}"
+        return f"{_how_many(result)}, {counts}, such as {sources}"
 
     return found
 
@@ -330,12 +345,12 @@ def _small_classes(result: dict[str, Any], at_fault: pd.DataFrame) -> str:
     if at_fault.empty:
         return "no smaller one"
     counts = at_fault.groupby("label")["usable"].sum().sort_values()
-    names = _listed([f"{label!r} ({n})" for label, n in counts.items()])
+    names = list_names([f"{label!r} ({n})" for label, n in counts.items()], EXAMPLES)
     return f"{len(counts)} smaller {'one' if len(counts) == 1 else 'ones'}, {names}"
 
 
 def _missing_classes(missing: set[str]) -> str:
-    return f"none of {_listed([repr(name) for name in sorted(missing)])}" if missing else "all of them"
+    return f"none of {list_names([repr(name) for name in sorted(missing)], EXAMPLES)}" if missing else "all of them"
 
 
 def _columns(result: dict[str, Any], columns: list[str]) -> str:
@@ -343,12 +358,3 @@ def _columns(result: dict[str, Any], columns: list[str]) -> str:
     missing, surplus = set(columns) - set(observed), set(observed) - set(columns)
     notes = [f"{verb} {', '.join(sorted(names))}" for verb, names in (("without", missing), ("with", surplus)) if names]
     return ", ".join([f"{len(observed)} columns", *notes])
-
-
-def _number(value: float | None) -> str:
-    return "no class" if value is None else f"{value:.4g}"
-
-
-def _listed(names: list[str]) -> str:
-    rest = len(names) - EXAMPLES
-    return ", ".join(names[:EXAMPLES]) + (f" and {rest} more" if rest > 0 else "")

@@ -16,6 +16,7 @@ from prometheus_client import CollectorRegistry
 
 from components.core.claims import ClaimState, Entry, Request
 from components.core.config import Config, check_strategy, load_config
+from components.core.contracts import RunArguments
 from components.core.errors import ConfigurationError, RunFailed
 from components.core.metrics import TriggerMetrics
 from components.core.probe import check_store
@@ -96,7 +97,16 @@ def submit(config_path: Path, source: str, strategy: str, *, again: bool) -> Sub
     source = absolute_source(source).rstrip("/")
     _check_submitted(config, store, source)
     trigger = Trigger(config, store, make_launcher(config_path, config, store))
-    arguments = default_arguments(config, source, strategy)
+    return submit_to(trigger, default_arguments(config, source, strategy), again=again)
+
+
+def submit_to(trigger: Trigger, arguments: RunArguments, *, again: bool) -> Submission:
+    """Ask for a run, and act as a trigger until it is known what becomes of that.
+
+    Raises:
+        RunFailed: The engine does not answer, or the run was not started in time.
+    """
+    source, patience = arguments.source, 2 * trigger.config.trigger.lease_seconds
 
     def ask(state: ClaimState) -> Entry | None:
         asked = any(request.arguments.source == source for request in state.requests)
@@ -109,12 +119,12 @@ def submit(config_path: Path, source: str, strategy: str, *, again: bool) -> Sub
     trigger.log.enter(ask)
     began = time.monotonic()
     with _engine_answers():
-        while time.monotonic() - began < 2 * config.trigger.lease_seconds:
+        while time.monotonic() - began < patience:
             if submission := _locate(trigger.tick(), trigger.log.read(), source):
                 return submission
             time.sleep(ASK_SECONDS)
     raise RunFailed(
-        f"{source} is claimed, and its run has not begun within {2 * config.trigger.lease_seconds:g} s",
+        f"{source} is claimed, and its run has not begun within {patience:g} s",
         expected="whoever claimed it to start its run",
         next_command="retrain status; then the same command again: it goes on from there",
     )

@@ -57,7 +57,7 @@ class Trigger:
             now: The time.
         """
         self.config, self.store, self.launcher = config, store, launcher
-        self.log = ClaimLog(store, config.model)
+        self.log = ClaimLog(store, config.model, lambda: now().calendar)
         self.me = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
         self._look, self._now = look, now
         self._memory = Memory()

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from pipelines.client import compile_pipeline
+from pipelines.compiling import compile_pipeline
 from tests.pipeline.irlint import lint
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "retraining.yaml"

@@ -17,7 +17,7 @@ import yaml
 from kfp import dsl, local
 
 from components.core.errors import ConfigurationError
-from pipelines.client import compile_for_cluster
+from pipelines.compiling import compile_for_cluster
 from pipelines.local import RunnerOutput, SilentFailures
 from tests.pipeline.conftest import retrain
 

@@ -19,6 +19,7 @@ def test_documented_configuration_is_the_one_in_force():
 
 def test_readme_documents_every_verb_and_no_other():
     verbs = {command.name or command.callback.__name__ for command in app.registered_commands}
+    verbs |= {group.name for group in app.registered_groups}
     assert set(re.findall(r"^\| `retrain (\w+)", README, re.MULTILINE)) == verbs
 
 

@@ -192,6 +192,23 @@ def test_the_current_window_is_no_old_one(house: House) -> None:
     assert (found.already_trained, found.old_windows, found.old_rows) == (True, (), 0)
 
 
+def test_labels_that_are_to_come_are_counted(house: House) -> None:
+    old = house.window("old", {"cat": range(20), "dog": range(100, 115)})
+    new = house.window("new", {"cat": range(20, 40)})
+    champion = house.promote((old,), "retrain", None)
+    found = house.evidence(new, DriftReport(champion=champion, rows=50, unlabelled=30, undecided="too few"))
+    assert (found.labelled, found.unlabelled, found.least_labelled, found.undecided) == (20, 30, 50, "too few")
+    assert found.least_held_out == 9, "0.05 ** (1 / 9) is above gate.min_accuracy, 0.7; with 8 rows it is below"
+    assert (found.lacks_labels, found.label_list) == (True, "runs/now/to_label.csv")
+    assert found.labels_missing == 30
+
+
+def test_a_window_with_labels_enough_names_no_list(house: House) -> None:
+    window = house.window("first", {"cat": range(20), "dog": range(100, 140)})
+    found = house.evidence(window, DriftReport(champion=None, rows=90, unlabelled=30))
+    assert (found.lacks_labels, found.label_list) == (False, None)
+
+
 def test_exemplars_are_counted(house: House) -> None:
     import pyarrow as pa
 

@@ -63,7 +63,7 @@ def value(metrics: RunMetrics, name: str, **labels: str) -> float | None:
 
 def test_every_name_starts_with_the_products() -> None:
     names = [metric.name for metric in RunMetrics(CollectorRegistry()).registry.collect()]
-    assert len(names) == 12
+    assert len(names) == 13
     assert all(name.startswith("retrain_") for name in names)
 
 
@@ -103,6 +103,12 @@ def test_gauges_hold_what_the_report_says() -> None:
     assert value(metrics, "retrain_drift_alarm") == 1
     assert value(metrics, "retrain_drift_estimated_drop_ratio") == 0.375
     assert value(metrics, "retrain_champion_info", version="v2") == 1
+    assert value(metrics, "retrain_labels_wanted_images") == 0
+
+
+def test_wanted_labels_are_counted() -> None:
+    metrics = observed(REPORT.model_copy(update={"labels_wanted": 40, "to_label": "runs/r/to_label.csv"}))
+    assert value(metrics, "retrain_labels_wanted_images") == 40
 
 
 def test_a_failed_run_is_no_success_and_has_no_champion() -> None:
@@ -145,7 +151,7 @@ def test_every_planned_end_is_a_success(outcome: str) -> None:
 def test_the_exposition_can_be_parsed_back() -> None:
     hostile = REPORT.model_copy(update={"champion_after": 'v"2\n\\'})
     families = list(text_string_to_metric_families(generate_latest(observed(hostile).registry).decode()))
-    assert len(families) == 12
+    assert len(families) == 13
     versions = [s.labels["version"] for f in families for s in f.samples if "version" in s.labels]
     assert versions == ['v"2\n\\']
 

@@ -205,6 +205,88 @@ def test_rule(evidence: Evidence, rule: str, action: str, ladder: list[str]) -> 
     assert all(decision.reasons)
 
 
+UNLABELLED = replace(
+    QUIET,
+    drift=DriftReport(champion="v1", rows=200, unlabelled=200, p_value=0.4),
+    new_rows=0,
+    held_out=0,
+    window_classes={},
+    unlabelled=200,
+    least_labelled=50,
+    least_held_out=9,
+    label_list="runs/r/to_label.csv",
+)
+FEW = {"new_rows": 30, "held_out": 10, "unlabelled": 160}
+LOST = {"estimated_drop": 0.2, "estimated_drop_interval": Interval(lower=0.05, upper=0.35)}
+KEPT = {"estimated_drop": 0.01, "estimated_drop_interval": Interval(lower=-0.05, upper=0.07)}
+MAYBE = {"estimated_drop": 0.05, "estimated_drop_interval": Interval(lower=-0.01, upper=0.11)}
+
+
+@pytest.mark.parametrize(
+    ("changes", "rule", "labels"),
+    [
+        pytest.param({}, "labels-not-needed", 0, id="nothing changed"),
+        pytest.param(KEPT, "labels-not-needed", 0, id="nothing changed, little lost"),
+        pytest.param(MAYBE, "labels-not-needed", 0, id="the loss may be chance"),
+        pytest.param({"drifted": True, **KEPT}, "labels-not-needed", 0, id="drifted, but no alarm yet"),
+        pytest.param({"alarm": True}, "labels-wanted", 50, id="alarm, cost unknown"),
+        pytest.param({"alarm": True, **KEPT}, "labels-wanted", 50, id="alarm, whatever the cost"),
+        pytest.param(LOST, "labels-wanted", 50, id="no alarm, much lost"),
+        pytest.param({"undecided": "too few"}, "labels-wanted", 50, id="nothing can be told without"),
+        pytest.param({"undecided": "too few", **KEPT}, "labels-not-needed", 0, id="undecided, but little lost"),
+        pytest.param({"forced": "fine-tune"}, "labels-wanted", 50, id="asked for"),
+        pytest.param({**FEW, "alarm": True}, "labels-wanted", 10, id="some labelled"),
+        pytest.param({**FEW, "held_out": 2, "alarm": True}, "labels-wanted", 18, id="some labelled, few held out"),
+        pytest.param({**FEW, "new_rows": 47, "held_out": 1, "alarm": True}, "labels-wanted", 8, id="nearly all train"),
+        pytest.param({**FEW, "new_rows": 99, "held_out": 0, "alarm": True}, "labels-wanted", 9, id="none held out"),
+        pytest.param({**FEW, "new_rows": 0, "held_out": 99, "alarm": True}, "labels-wanted", 1, id="none to train on"),
+        pytest.param({"unlabelled": 20, "alarm": True}, "labels-wanted", 20, id="not more than there are"),
+        pytest.param({**FEW, "window_classes": {"owl": 40}}, "labels-wanted", 10, id="a new class"),
+        pytest.param(
+            {**FEW, "drop": 0.2, "drop_interval": Interval(lower=0.1, upper=0.3)}, "labels-wanted", 10, id="lost"
+        ),
+        pytest.param({**FEW, "held_out": 20, "alarm": True}, "changed-images", 0, id="labels enough"),
+        pytest.param({**FEW, "held_out": 20}, "nothing-to-gain", 0, id="labels enough, nothing to gain"),
+        pytest.param({**FEW, "alarm": True, "released": "by me"}, "changed-images", 0, id="released"),
+        pytest.param({"alarm": True, "released": "by me"}, "labels-wanted", 50, id="released without any label"),
+        pytest.param({"unlabelled": 0}, "nothing-to-learn", 0, id="no image is new"),
+        pytest.param({"alarm": True, "invalid": ("Few.",)}, "invalid-window", 0, id="invalid"),
+        pytest.param({"alarm": True, "faults": ("Dark.",)}, "broken-data", 0, id="broken"),
+        pytest.param({"champion": None, "champion_classes": ()}, "labels-wanted", 50, id="no champion"),
+    ],
+)
+def test_labels_are_asked_for_where_they_would_tell_something(changes: dict[str, Any], rule: str, labels: int) -> None:
+    decision = plan(replace(UNLABELLED, **changes))
+    assert (decision.rule, decision.labels_wanted) == (rule, labels)
+    assert decision.figures["labels_wanted"] == labels
+    assert (f"Label {labels}: runs/r/to_label.csv lists them" in decision.sentence) == (labels > 0)
+    if rule.startswith("labels"):
+        assert (decision.action, decision.rungs) == ("skip", ())
+
+
+def test_no_more_labels_are_asked_for_than_a_person_wants_to_give() -> None:
+    few = CONFIG.model_copy(update={"max_to_label": 7})
+    assert plan(replace(UNLABELLED, alarm=True), few).labels_wanted == 7
+
+
+def test_a_wish_for_labels_says_what_was_measured_and_which_images_tell_most() -> None:
+    decision = plan(replace(UNLABELLED, alarm=True, moved_classes=("cat", "dog"), **LOST))
+    assert decision.reasons == (
+        "The images changed: the champion loses an estimated 20.0 points of accuracy (90 % interval 5.0 to 35.0). 0 of "
+        "200 images have a label, and to learn takes 50, 9 of them held out. Label 50: runs/r/to_label.csv lists them, "
+        "the furthest from what the champion knows first. What moved most is what the champion takes for 'cat', 'dog'.",
+    )
+
+
+def test_where_no_labels_are_needed_it_says_why() -> None:
+    assert plan(replace(UNLABELLED, **KEPT)).reasons == (
+        "0 of 200 images have a label, and no more labels are needed: no drift alarm; an estimated drop of 1.0 points "
+        "(90 % interval -5.0 to 7.0), below the threshold of 3.0.",
+    )
+    assert "which may be chance." in plan(replace(UNLABELLED, **MAYBE)).reasons[0]
+    assert "what the champion lost is not estimated." in plan(UNLABELLED).reasons[0]
+
+
 LOUD = drift(0.6, faults=(RENAMED,))
 
 
@@ -265,6 +347,15 @@ def test_new_classes_follow_the_champions_in_order_of_name() -> None:
     decision = plan(replace(QUIET, window_classes={"owl": 30, "cat": 5, "bat": 21}))
     assert decision.classes == ("cat", "dog", "bat", "owl")
     assert "'bat' (21 images), 'owl' (30 images)" in decision.reasons[0]
+
+
+def test_thousands_of_new_classes_do_not_drown_the_reasons() -> None:
+    many = {f"class {n:05d}": 30 for n in range(20_000)}
+    decision = plan(replace(QUIET, window_classes=many))
+    assert "'class 00009' (30 images) and 19990 more: grow its head." in decision.reasons[0]
+    report = DriftReport(champion="v1", rows=600_000, new_classes=many)
+    assert report.sentence.endswith("class 00009 (30 images) and 19990 more.")
+    assert len(decision.markdown) < 400_000, "what the Kubeflow UI draws"
 
 
 def test_new_classes_below_the_minimum_are_not_learnt() -> None:

@@ -56,7 +56,7 @@ class Race(House):
             challenger=self.mine,
             rung=1,
             verdict="promote",
-            summary=SimpleNamespace(path=summary),
+            outcome=SimpleNamespace(path=summary),
         )
         outcome = self.run.need("outcome", Outcome)
         assert (word, summary.read_text()) == (outcome.word, outcome.sentence)

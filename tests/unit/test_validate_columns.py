@@ -38,11 +38,19 @@ def test_every_promised_column_is_derived_and_the_manifest_is_kept():
 def test_only_usable_rows_have_a_class_a_side_and_a_past():
     frame = manifest(4, status=["ok", "unreadable", "duplicate", "ok"], label=["cat", "cat", "cat", None])
     derived = derive_columns(frame, seen(sha256=list(frame["sha256"]), split=list(frame["split"])))
-    assert values(derived, "usable") == [1, 0, 0, 0]
+    assert values(derived, "usable") == [1, 0, 0, 1]
     assert values(derived, "class") == ["cat", None, None, None]
-    assert values(derived, "side") == ["holdout", None, None, None]
-    assert values(derived, "repeated") == [1.0, None, None, None]
-    assert values(derived, "near_duplicate") == [0.0, None, None, None]
+    assert values(derived, "side") == ["holdout", None, None, "train"]
+    assert values(derived, "images_of_class") == [1.0, 1.0, 1.0, None]
+    assert values(derived, "times_smallest") == [1.0, None, None, None]
+    assert values(derived, "repeated") == [1.0, None, None, 1.0]
+    assert values(derived, "near_duplicate") == [0.0, None, None, 0.0]
+
+
+def test_an_image_that_the_champion_held_without_a_label_is_no_repeat():
+    frame = manifest(2)
+    past = seen(2, sha256=list(frame["sha256"]), label=[None, "cat"])
+    assert values(derive_columns(frame, past), "repeated") == [0.0, 1.0]
 
 
 def test_classes_are_compared_with_the_smallest():

@@ -2,7 +2,7 @@
 
 import hashlib
 import warnings
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 from pydantic import ValidationError
@@ -89,7 +89,7 @@ def test_a_good_manifest_is_valid() -> None:
 def test_every_rule_is_checked_once_and_in_order() -> None:
     champion = History(classes=("cat", "dog"), rows=manifest().iloc[:0])
     for history, count in ((NOBODY, 14), (champion, 17)):
-        names = [rule.name for rule in build_rules(CONFIG, COLUMNS, history)]
+        names = [rule.name for rule in build_rules(CONFIG, COLUMNS, history, ROWS)]
         assert len(set(names)) == len(names) == count
         assert [e.name for e in check(manifest(), history=history).expectations] == names
 
@@ -200,19 +200,46 @@ def test_what_is_odd_but_no_fault_is_a_warning(frame: "pd.DataFrame", name: str,
     assert found in report.sentence
 
 
-def test_late_labels_reject_only_when_too_few_images_are_left() -> None:
-    assert check(manifest(label=first(50, None, "cat"))).word == "valid"
-    report = check(manifest(label=first(51, None, "cat")))
-    assert [e.name for e in report.failures] == ["enough images"]
-    assert [e.name for e in report.warnings] == ["labels"]
+@pytest.mark.parametrize("labelled", [0, 1, 49, 50, 99])
+def test_late_labels_are_a_warning_however_many_there_are(labelled: int) -> None:
+    frame = manifest(label=first(labelled, "cat", None))
+    report = check(frame)
+    assert (report.word, [e.name for e in report.warnings]) == ("valid", ["labels"])
+    assert f"found {ROWS - labelled} rows" in broken(frame)["labels"] or labelled == 99
     behind = ValidationConfig(max_unlabelled_fraction=0.5)
     assert broken(manifest(label=first(50, None, "cat")), behind) == {}
     assert "labels" in broken(manifest(label=first(51, None, "cat")), behind)
 
 
-def test_unlabelled_images_are_of_no_class_and_on_no_side() -> None:
-    frame = manifest(label=first(20, None, "cat"), split=first(20, "holdout", "train"))
-    assert set(broken(frame)) == {"labels", "both sides of the split"}
+@pytest.mark.parametrize(
+    ("columns", "name"),
+    [
+        pytest.param({"rows": 49}, "enough images", id="too few"),
+        pytest.param({"status": first(51, "duplicate", "ok")}, "enough images", id="too few that count"),
+        pytest.param({"status": first(3, "unreadable", "ok")}, "readable", id="unreadable"),
+        pytest.param({"width": first(3, 7.0, 32.0)}, "large enough", id="narrow"),
+        pytest.param({"mode": first(3, "F", "RGB")}, "allowed modes", id="odd modes"),
+        pytest.param({"split": "train"}, "both sides of the split", id="nothing held out"),
+    ],
+)
+def test_images_without_a_label_are_judged_as_images(columns: dict[str, Any], name: str) -> None:
+    report = check(manifest(**columns, label=None))
+    assert name in {e.name for e in report.failures}
+
+
+def test_classes_are_judged_only_where_labels_are_enough_to() -> None:
+    champion = History(classes=("cat", "dog"), rows=manifest().iloc[:0])
+    strict = ValidationConfig.model_validate({"severities": {"no class missing": "reject", "known classes": "reject"}})
+    assert check(manifest(label=first(49, "owl", None)), strict, champion).word == "valid"
+    failures = check(manifest(label=first(50, "owl", None)), strict, champion).failures
+    assert [e.name for e in failures] == ["known classes", "no class missing"]
+
+
+def test_unlabelled_images_are_of_no_class() -> None:
+    few = ValidationConfig(min_images_per_class=51)
+    frame = manifest(label=first(50, "cat", None))
+    assert set(broken(frame, few)) == {"labels", "enough of each class"}
+    assert "'cat' (50)" in broken(frame, few)["enough of each class"]
 
 
 def test_a_sentence_names_three_images_with_the_reason() -> None:
@@ -233,8 +260,9 @@ def test_thresholds_come_from_the_configuration() -> None:
     statuses = [("ok", "unreadable", "duplicate", "conflicting")[n % 4] for n in range(ROWS)]
     bad = manifest(status=statuses, width=1.0, label="cat")
     assert broken(bad, lax) == {}
-    strict = ValidationConfig(min_images=101, min_side_pixels=33, min_images_per_class=51)
-    assert set(broken(manifest(), strict)) == {"enough images", "large enough", "enough of each class"}
+    strict = ValidationConfig(min_images=101, min_side_pixels=33)
+    assert set(broken(manifest(), strict)) == {"enough images", "large enough"}
+    assert set(broken(manifest(), ValidationConfig(min_images_per_class=51))) == {"enough of each class"}
 
 
 def test_the_table_marks_what_holds_and_what_follows_when_it_does_not() -> None:
@@ -257,10 +285,10 @@ def test_names_cannot_break_the_table() -> None:
 def test_the_severity_of_every_expectation_can_be_set() -> None:
     champion = History(classes=("cat", "dog"), rows=manifest().iloc[:0])
     names = get_args(ExpectationName)
-    assert {rule.name for rule in build_rules(CONFIG, COLUMNS, champion)} == set(names)
+    assert {rule.name for rule in build_rules(CONFIG, COLUMNS, champion, ROWS)} == set(names)
     for severity in ("reject", "warn"):
         config = ValidationConfig.model_validate({"severities": dict.fromkeys(names, severity)})
-        assert {rule.severity for rule in build_rules(config, COLUMNS, champion)} == {severity}
+        assert {rule.severity for rule in build_rules(config, COLUMNS, champion, ROWS)} == {severity}
     with pytest.raises(ValidationError, match="no leakage"):
         ValidationConfig.model_validate({"severities": {"no leaks": "warn"}})
 
