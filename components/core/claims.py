@@ -155,7 +155,7 @@ class ClaimState:
 
     def next_batch(self, complete: Iterable[str]) -> tuple[str, ...]:
         """Those of the complete deliveries that would go into one window next, in order of name."""
-        untaken = sorted({uri for uri in complete })
+        untaken = sorted({uri for uri in complete if uri not in self.taken})
         together = tuple(uri for uri in untaken if uri not in self.alone)
         return together or tuple(untaken[:1])
 
