@@ -36,6 +36,7 @@ from pipelines.trigger.watcher import Follow
 from tests import servers
 from tests.kubeflow import Fault, Kubeflow, serve
 from tests.servers import Backend
+from tests.unit.test_client import compile_as
 
 NEW = Upload(uri="s3://incoming/a", images=5, marked=True, newest=datetime(2026, 1, 1, tzinfo=UTC), fingerprint="5")
 
@@ -73,7 +74,7 @@ def config(tmp_path: Path) -> Config:
     return Config(
         model="m",
         store=StoreConfig(uri=str(tmp_path / "store"), cache=str(tmp_path / "cache")),
-        trigger=TriggerConfig(source="s3://incoming", lease_seconds=20, max_failures=2),
+        trigger=TriggerConfig(source="s3://incoming", lease_seconds=3, max_failures=2),
         kubeflow=KubeflowConfig(gpu_type="nvidia.com/gpu", gpu_count=2, timeout_seconds=5),
     )
 
@@ -283,11 +284,6 @@ def kubeflow(monkeypatch: pytest.MonkeyPatch) -> Iterator[Kubeflow]:
         yield served
 
 
-def compile_to(path: Path) -> Path:
-    path.write_text(json.dumps({"root": {"inputDefinitions": {"parameters": {}}}}))
-    return path
-
-
 @pytest.mark.integration
 @servers.on("directory", "versitygw")
 def test_sixty_four_submitters_of_one_window_start_one_run(
@@ -300,7 +296,7 @@ def test_sixty_four_submitters_of_one_window_start_one_run(
     gate = threading.Barrier(64)
 
     def ask(_: int) -> str | None:
-        trigger = Trigger(config, backend.open(), KubeflowClient(config, compile_to))
+        trigger = Trigger(config, backend.open(), KubeflowClient(config, compile_as("trainer@sha256:1")))
         gate.wait()
         for _ in range(5):
             try:
@@ -333,7 +329,7 @@ def write_config(tmp_path: Path, **sections: object) -> Path:
 )
 def test_source_that_cannot_be_submitted_leaves_no_trace(tmp_path: Path, source: str, trigger: str, found: str) -> None:
     path = write_config(tmp_path, trigger={"launcher": trigger})
-    with pytest.raises(Exception, match=found) as caught:  # noqa: PT011
+    with pytest.raises(Exception, match=found) as caught:
         submit(path, source, "auto", again=False)
     assert caught.value.exit_code == 2  # type: ignore[attr-defined]
     assert list(DirectoryStore(tmp_path / "store").list_objects("claims/")) == []
