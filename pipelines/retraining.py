@@ -49,7 +49,7 @@ def attempt(config: str, window: str, gpu_type: str, gpu_count: str, rung: int =
 
 @dsl.pipeline(name="retrain", description="New images in; a new champion out, or the reason why not.")
 def retrain(
-    source: str,
+    source: str = "new",
     config: str = "/etc/retrain/config.yaml",
     strategy: str = "auto",
     gpu_type: str = "",
@@ -58,8 +58,9 @@ def retrain(
     """Retrain an image classifier on newly arrived images, if that helps and nothing regresses.
 
     Args:
-        source: s3:// prefix of class folders, WebDataset tars or Parquet files, or one .csv, .parquet or .tar there
-            (the store's credentials must be able to read it); or the id of a window in the store.
+        source: new takes what was delivered below trigger.source and no run has taken; or an s3:// prefix of class
+            folders, WebDataset tars or Parquet files, or one .csv, .parquet or .tar there (the store's credentials must
+            be able to read it); or the id of a window in the store; or batch:N, what a claim took (retrain status).
         config: Path of the configuration file, as the pods see it.
         strategy: auto lets the policy decide; a name forces one: fine-tune, distil, retrain, ... (see retrain config);
             plan:DIGEST carries out a plan of retrain plan.

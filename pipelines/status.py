@@ -7,7 +7,7 @@ import json
 import logging
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -16,8 +16,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from components.core.claims import BATCH, ClaimLog, ClaimState, ClosedClaim
 from components.core.config import Config, load_config
-from components.core.contracts import LedgerRecord, RunReport
+from components.core.contracts import LedgerRecord, RunReport, describe_deliveries
 from components.core.errors import ConfigurationError, IntegrityError
 from components.core.registry import Registry
 from components.core.runs import Run, list_runs
@@ -54,6 +55,7 @@ def print_status(config_path: Path, *, as_json: bool) -> None:
     unfinished = [run.run_id for run, report in told if report is None and run.told_source not in ended]
     regression = find_regression(reports, champion.version if champion else None)
     waiting, locked_up = waiting_runs(told, records), quarantined(store, config.dataset)
+    claims = ClaimLog(store, config.model).read()
     if as_json:
         state = {
             "model": config.model,
@@ -63,6 +65,7 @@ def print_status(config_path: Path, *, as_json: bool) -> None:
             "runs": [report.model_dump(mode="json") for report in reports],
             "unfinished": unfinished,
             "waiting": [asdict(run) for run in waiting],
+            "claims": describe_claims(claims),
             "quarantine": [
                 {"window": window, "rule": decision.rule, "reasons": decision.reasons}
                 for window, decision in locked_up.items()
@@ -79,6 +82,8 @@ def print_status(config_path: Path, *, as_json: bool) -> None:
     kinds = Counter(record.kind for record in records)
     console.print(f"\nledger: {', '.join(f'{n} {kind}' for kind, n in kinds.items()) or 'empty'}")
     console.print(f"unfinished: {', '.join(unfinished) or 'none'} (running, or cut off: running again is safe)")
+    for line in tell_claims(claims):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
     console.print(f"waiting for approval: {len(waiting) or 'none'}")
     for one in waiting:
         but = " (overtaken by another champion)" if one.overtaken else ""
@@ -91,6 +96,48 @@ def print_status(config_path: Path, *, as_json: bool) -> None:
         )
     if locked_up:
         console.print("\n[dim]retrain release WINDOW --reason TEXT lets one pass, on record.[/dim]")
+
+
+def describe_claims(state: ClaimState) -> dict[str, object]:
+    """What the log of claims says, for programs: the claim under way, what is queued, what was refused, counts."""
+    claim = state.open
+    return {
+        "open": asdict(claim) | {"since": claim.since.isoformat(), "arguments": claim.arguments.model_dump()}
+        if claim
+        else None,
+        "queued": [request.arguments.source for request in state.requests],
+        "refused": [asdict(closed) for closed in refused_claims(state)],
+        "consecutive_failures": state.failures,
+        "runs": dict(state.counts),
+        "deliveries_taken": len(state.taken),
+    }
+
+
+def tell_claims(state: ClaimState) -> Iterator[str]:
+    """The same for people, a line each; nothing where nothing was ever claimed."""
+    if not state.entries:
+        return
+    counts = ", ".join(f"{n} {result}" for result, n in state.counts.items()) or "none ended"
+    yield f"deliveries: {len(state.taken)} taken; runs of claims: {counts}"
+    if claim := state.open:
+        doing = f"run {claim.run_id}" if claim.run_id else "failed, is tried again" if claim.failed else "being started"
+        yield f"  {BATCH}{claim.number} ({describe_deliveries(claim.deliveries)}): attempt {claim.attempt}, {doing}"
+        if claim.reason:
+            yield f"    {claim.reason}"
+    for request in state.requests:
+        yield f"  queued: {request.arguments.source}"
+    for closed in refused_claims(state):
+        yield f"  refused: {closed.deliveries[0]}: {closed.reason}"
+        yield f"    mend it, then retrain submit {closed.deliveries[0]} --again"
+
+
+def refused_claims(state: ClaimState) -> list[ClosedClaim]:
+    """Claims whose delivery could not be read and that nobody has asked for again."""
+    return [
+        closed
+        for closed in state.closed.values()
+        if closed.result == "refused" and state.taken.get(closed.deliveries[0]) == closed.number
+    ]
 
 
 def find_regression(reports: Sequence[RunReport], champion: str | None) -> str | None:

@@ -92,6 +92,9 @@ def window_id(rows: pa.Table) -> str:
     return digest.hexdigest()[:32]
 
 
+EMPTY_WINDOW = window_id(pa.table({name: [] for name in ("sha256", "label", "group", "status", "split")}))
+
+
 def to_parquet(rows: pa.Table) -> bytes:
     """Rows as a Parquet file, whose pages carry checksums."""
     buffer = io.BytesIO()

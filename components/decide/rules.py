@@ -12,6 +12,7 @@ from components.core.config import DecisionConfig
 from components.core.contracts import Interval, list_names
 from components.core.plans import Action, Evidence
 from components.core.recipes import StrategyName
+from components.core.windows import EMPTY_WINDOW
 from components.decide.situation import learnable_classes
 
 MOST_NAMED = 3  # classes in a sentence
@@ -30,6 +31,13 @@ class Choice:
 
 
 Rule = Callable[[Evidence, DecisionConfig], Choice | None]
+
+
+def nothing_new(evidence: Evidence, config: DecisionConfig) -> Choice | None:
+    """The window holds no image at all: the run took what is new, and nothing was, or another run was at it."""
+    if evidence.window != EMPTY_WINDOW:
+        return None
+    return Choice(action="skip", sentence="Nothing was delivered that no run has taken.")
 
 
 def invalid_window(evidence: Evidence, config: DecisionConfig) -> Choice | None:
@@ -222,6 +230,7 @@ def nothing_to_gain(evidence: Evidence, config: DecisionConfig) -> Choice:
 
 
 RULES: tuple[Rule, ...] = (
+    nothing_new,
     invalid_window,
     broken_data,
     labels_wanted,

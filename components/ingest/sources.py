@@ -59,8 +59,9 @@ def list_batches(source: str, config: Config) -> Iterator[Batch]:
     """Cut a source into batches, as a stream, always the same way.
 
     Args:
-        source: A folder or an `s3://` prefix that holds class folders (`<label>/.../<image>`), tars or Parquet files;
-            or one .csv, .parquet or .tar file. Credentials and endpoint of a bucket are the store's.
+        source: A folder or an `s3://` prefix that holds class folders (`<label>/.../<image>`), images without a label
+            (`<image>`), tars or Parquet files; or one .csv, .parquet or .tar file. Credentials and endpoint of a bucket
+            are the store's.
         config: Column names, group pattern, names to pass over.
 
     Raises:
@@ -94,7 +95,8 @@ def _batches(source: str, config: Config) -> Iterator[Batch]:
     kind = next((kind for kind in FILE_KINDS if first.name.lower().endswith(kind)), None)
     listed = chain([first], files)
     if kind is None:
-        yield from pack_files(place, (_in_class_folder(place, file, config) for file in listed))
+        labelled = "/" in first.name
+        yield from pack_files(place, (_image_file(place, file, labelled, config) for file in listed))
         return
     for file in listed:
         if not file.name.lower().endswith(kind):
@@ -122,15 +124,16 @@ def _file_batches(place: Place, file: ListedFile, config: Config) -> Iterator[Ba
         yield from pack_files(place, list_rows(place, file, config.ingest))
 
 
-def _in_class_folder(place: Place, file: ListedFile, config: Config) -> LabelledFile:
+def _image_file(place: Place, file: ListedFile, labelled: bool, config: Config) -> LabelledFile:
+    """An image of a class folder; or, where the first one lies in none, one without a label, as then all must."""
     folder, separator, _ = file.name.partition("/")
-    if not separator:
+    if bool(separator) != labelled:
         raise _does_not_belong(
-            f"{place.uri}/{file.name} lies outside the class folders",
-            "every image in the folder of its label: SOURCE/<label>/<image>",
+            f"{place.uri}/{file.name} lies {'outside' if labelled else 'in one of'} the class folders",
+            "every image in the folder of its label (SOURCE/<label>/<image>), or none in any (SOURCE/<image>)",
             file.name,
         )
-    label = check_text(folder, "label", place.uri)
+    label = check_text(folder, "label", place.uri) if labelled else None
     return LabelledFile(file.name, label, group_of(file.name, config.ingest), file.size, file.stamp)
 
 

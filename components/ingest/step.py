@@ -115,9 +115,7 @@ def ingest(store: ObjectStore, config: Config, *deliveries: str) -> WindowDocume
         rows = mark_duplicates(_read(workers, sources, config, folder))
         told = describe_deliveries(sources)
         with progress("packing images", len(rows)) as advance:
-            return write_window(
-                store, config.dataset, told, rows, folder, workers, config.ingest.shard_bytes, advance
-            )
+            return write_window(store, config.dataset, told, rows, folder, workers, config.ingest.shard_bytes, advance)
 
 
 @contextmanager

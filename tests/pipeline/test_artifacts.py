@@ -33,7 +33,7 @@ FETCHES = {
 }
 # One name for one thing: boxes of the graph are called by them, whichever task they belong to.
 ARTIFACTS = {
-    "ingest": {"summary": "Markdown"},
+    "ingest": {"window_summary": "Markdown"},
     "validate": {"expectations": "Markdown", "data_docs": "HTML"},
     "detect-drift": {"drift_metrics": "Metrics", "drift_summary": "Markdown", "drift_page": "HTML"},
     "decide": {"plan": "Markdown", "plan_metrics": "Metrics"},

@@ -149,6 +149,19 @@ def test_an_image_outside_the_class_folders_is_refused_by_name(tmp_path: Path) -
     assert "ingest.ignore" in error.next_command
 
 
+def test_images_without_class_folders_have_no_label(tmp_path: Path) -> None:
+    folder = lay_out(tmp_path, "1.png", "2.png", "_SUCCESS")
+    (batch,) = list_batches(str(folder), configured(tmp_path))
+    assert [(image.name, image.label) for image in batch.read(configured(tmp_path).ingest)] == [
+        ("1.png", None),
+        ("2.png", None),
+    ]
+
+
+def test_class_folders_beside_images_without_are_refused(tmp_path: Path) -> None:
+    assert "cat/1.png lies in one of the class folders" in refused(lay_out(tmp_path, "a.png", "cat/1.png")).found
+
+
 def test_a_file_that_is_no_image_is_refused_by_name(tmp_path: Path) -> None:
     lay_out(tmp_path, "cat/1.png")
     error = refused(lay_out(tmp_path, "cat/readme.txt", data=b"Hello there"))
