@@ -133,7 +133,7 @@ def _room_in(cache: Path) -> Iterator[None]:
 
 
 def _read(workers: Workers, deliveries: Sequence[str], config: Config, folder: Path) -> pa.Table:
-    tables = [SPOOLED.empty_table()]
+    tables: list[pa.Table] = []
     with progress("reading images") as advance:
         for delivery in deliveries:
             before = len(tables)
@@ -144,7 +144,7 @@ def _read(workers: Workers, deliveries: Sequence[str], config: Config, folder: P
                 raise SourceError(
                     f"{delivery} holds no images", expected="labelled images", next_command="check what was delivered"
                 )
-    return pa.concat_tables(tables)
+    return pa.concat_tables(tables) if tables else SPOOLED.empty_table()
 
 
 def _named_after(delivery: str, rows: pa.Table) -> pa.Table:

@@ -105,5 +105,5 @@ def test_default_configuration_path_is_where_the_config_map_is_mounted(compiled:
 def test_start_form_has_few_parameters_with_defaults(compiled: Path):
     parameters = yaml.safe_load(compiled.read_text().split("\n---\n")[0])["root"]["inputDefinitions"]["parameters"]
     assert set(parameters) == {"source", "config", "strategy", "gpu_type", "gpu_count"}
-    assert [name for name, p in parameters.items() if "defaultValue" not in p] == ["source"]
+    assert [name for name, p in parameters.items() if "defaultValue" not in p] == []
     assert all(p["description"] for p in parameters.values())

@@ -81,6 +81,7 @@ def test_only_the_doorway_of_promote_calls_several_steps():
         ("pipelines.kserve", {"torch", "kfp", "great_expectations", "pandas", "model_signing"}),
         ("pipelines.status", {"torch", "kfp", "great_expectations", "pandas"}),
         ("components.ingest.step", {"torch", "kfp", "great_expectations", "pandas"}),
+        ("pipelines.trigger.commands", {"torch", "kfp", "great_expectations", "pandas", "waitress", "kubernetes"}),
         ("components.decide.step", {"torch", "kfp", "great_expectations", "pandas"}),
         ("components.gate.step", {"torch", "kfp", "great_expectations", "pandas", "pyarrow"}),
         (
