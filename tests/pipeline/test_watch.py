@@ -1,4 +1,4 @@
-"""The trigger for real on one machine: it watches a folder, an event wakes it, runs outlive it, the log says what was."""
+"""The trigger for real on one machine: it watches a folder, an event wakes it, runs outlive it, the log tells it all."""
 
 from __future__ import annotations
 
