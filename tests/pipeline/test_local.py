@@ -59,7 +59,7 @@ with warnings.catch_warnings():
 def run(pipeline, folder: Path) -> tuple[list[str], str]:
     """Run a pipeline as pipelines.local does. Returns the silent failures that were seen, and the log."""
     log = io.StringIO()
-    output = RunnerOutput(log, lambda line: None)
+    output = RunnerOutput(log, lambda line: None, lambda run_id: None)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         local.init(local.SubprocessRunner(use_venv=False), pipeline_root=str(folder / "root"))
