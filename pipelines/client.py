@@ -122,7 +122,7 @@ class KubeflowClient:
         Raises:
             ConfigurationError: RETRAIN_IMAGE is not set.
         """
-        name, compiled = self._compile()
+        name, compiled = self.compiled()
         pipeline_id = self._find_pipeline_id() or self._create_pipeline()
         return self._find_version(pipeline_id, name) or self._create(
             lambda: self._upload(pipeline_id, name, compiled),
@@ -132,7 +132,7 @@ class KubeflowClient:
 
     def find_pipeline(self) -> PipelineVersion | None:
         """The same, None where it was not uploaded yet. Changes nothing."""
-        name, _ = self._compile()
+        name, _ = self.compiled()
         pipeline_id = self._find_pipeline_id()
         return self._find_version(pipeline_id, name) if pipeline_id else None
 
@@ -306,7 +306,7 @@ class KubeflowClient:
 
         return V2beta1RuntimeConfig(parameters={**arguments.model_dump(), "config": self._config.config})
 
-    def _compile(self) -> tuple[str, bytes]:
+    def compiled(self) -> tuple[str, bytes]:
         """Name and YAML of the version; compiled once in the life of the client, for RETRAIN_IMAGE is fixed."""
         with self._compiling:
             if self._compiled is None:

@@ -10,6 +10,7 @@ Not covered: when to take something (`pipelines.trigger.watcher`), and starting 
 
 from __future__ import annotations
 
+import re
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -25,6 +26,7 @@ from components.core.errors import IntegrityError
 from components.core.storage import KeyMissing, ObjectStore, to_json
 
 BATCH, NEW = "batch:", "new"  # sources: what the claim of this number took; what no claim has taken yet
+NUMBERED = re.compile(r"/(\d{10})\.json$")
 READERS = 16  # requests in flight: an entry is nearly all latency
 Result = Literal["succeeded", "failed", "refused"]
 """`succeeded`: the run ended, whatever it decided. `failed`: it crashed, or was terminated, lost or deleted, and is to
@@ -75,11 +77,11 @@ class Started(_Entry):
 
 
 class Ended(_Entry):
-    """How that run ended, and why if not well."""
+    """How that run ended, and why if not well; without a run where the engine would not start one."""
 
     kind: Literal["ended"] = "ended"
     claim: int
-    run_id: str
+    run_id: str | None
     result: Result
     reason: str = ""
 
@@ -92,11 +94,13 @@ ENTRY: TypeAdapter[Entry] = TypeAdapter(Entry)
 class OpenClaim:
     """The claim whose run has not ended well yet.
 
+    `nonce` is the claim's own: numbers begin anew in another store, whose runs the same engine may have.
     `holder` is who was about to start the run of its last attempt, `since` when. `run_id` is None while no run of this
     attempt is known; after one that `failed`, another attempt is due.
     """
 
     number: int
+    nonce: str
     deliveries: tuple[str, ...]
     arguments: RunArguments
     attempt: int
@@ -113,7 +117,7 @@ class ClosedClaim:
 
     number: int
     deliveries: tuple[str, ...]
-    run_id: str
+    run_id: str | None
     result: Result
     reason: str
 
@@ -197,6 +201,7 @@ class ClaimState:
         self.requests = tuple(r for r in self.requests if r.arguments.source not in entry.deliveries)
         self.open = OpenClaim(
             number=entry.number,
+            nonce=entry.nonce,
             deliveries=entry.deliveries,
             arguments=entry.arguments,
             attempt=1,
@@ -266,9 +271,9 @@ class ClaimLog:
         """
         state = self._state
         after = self._key(state.entries - 1) if state.entries else ""
-        last = [listed.key for listed in self.store.list_objects(self._folder, start_after=after)]
-        if last:
-            numbers = range(state.entries, int(last[-1].removeprefix(self._folder).removesuffix(".json")) + 1)
+        keys = [listed.key for listed in self.store.list_objects(self._folder, start_after=after)]
+        if numbered := [int(match[1]) for key in keys if (match := NUMBERED.search(key))]:
+            numbers = range(state.entries, numbered[-1] + 1)
             with ThreadPoolExecutor(READERS) as pool:
                 for entry in pool.map(self._entry, numbers):
                     if not state.follows(entry):
@@ -303,6 +308,11 @@ class ClaimLog:
             raise self._broken(number, f"is no entry: {error}") from error
         except KeyMissing as error:
             raise self._broken(number, "is missing") from error
+
+    @property
+    def state(self) -> ClaimState:
+        """What it said when it was read last."""
+        return self._state
 
     @property
     def _folder(self) -> str:

@@ -485,15 +485,15 @@ class TriggerConfig(Section):
     cool_down_minutes: Annotated[float, Field(ge=0)] = 0.0
     """Time between the end of a run and the start of the next one; what arrives meanwhile goes into one window."""
     max_failures: Annotated[int, Field(ge=1)] = 3
-    """Runs that fail one after the other (crashed, terminated, timed out, lost) before no more are started for a while.
-    A failed run is started again until then: it goes on from its checkpoint."""
+    """Runs that fail one after the other (crashed, terminated, timed out, lost, refused) before no more are started for
+    a while. A failed run is started again until then: it goes on from its checkpoint."""
     pause_minutes: Annotated[float, Field(gt=0)] = 60.0
     """How long that pause is; then one run is tried. It doubles with each further failure, up to a day."""
     poll_seconds: Annotated[float, Field(gt=0)] = 30.0
     """How often the source and the run are looked at. Events only make it sooner."""
     lease_seconds: Annotated[float, Field(gt=0)] = 120.0
-    """How long a trigger may take to start the run of its claim before another one does. Longer than all tries of a
-    request take."""
+    """How long a trigger may take to start the run of its claim before another one does. Only patience: a run too many
+    stops by itself."""
     launcher: Literal["local", "kubeflow"] = "local"
     """What runs are started with: on this machine, or through the Kubeflow Pipelines API (section `kubeflow`)."""
     listen: Annotated[str, Field(pattern=r"^[^:]*:\d+$")] | None = None
@@ -610,6 +610,15 @@ class Config(Section):
             raise ValueError("gate.forgetting_budget is below gate.old_margin, which a single update may lose")
         if self.gate.max_latency_ratio is not None and not self.evaluation.latency_repeats:
             raise ValueError("gate.max_latency_ratio asks for a latency, and evaluation.latency_repeats is 0")
+        if self.trigger.launcher == "kubeflow" and self.trigger.source and "://" not in self.trigger.source:
+            raise ValueError("trigger.source is a directory, which the pods of trigger.launcher: kubeflow do not see")
+        for schedule in self.kubeflow.schedules:
+            if schedule.strategy not in ("auto", *self.training.strategies):
+                raise ValueError(f"kubeflow.schedules: {schedule.name} asks for the strategy {schedule.strategy!r}")
+            if schedule.source == "new" and not self.trigger.source:
+                raise ValueError(
+                    f"kubeflow.schedules: {schedule.name} takes what is new, and trigger.source is not set"
+                )
         if self.training.strategies["retrain"].start != "fresh":
             raise ValueError("training.strategies.retrain must start fresh: it makes the first champion")
         return self

@@ -204,9 +204,13 @@ class TriggerMetrics:
             "deliveries", "Deliveries that no run has taken: complete or incomplete.", "state"
         )
         self.oldest = self._gauge("oldest_wait_seconds", "How long the oldest complete delivery has waited; 0: none.")
-        self.active = self._gauge("run_active", "1 while a claim has a run that has not ended well, 0 else.")
+        self.active = self._gauge(
+            "run_active", "1 while a claim is open: its run is started, at work, or tried again; 0 else."
+        )
         self.paused = self._gauge("paused", "1 while no run is started because too many failed in a row, 0 else.")
-        self.failures = self._gauge("consecutive_failures", "Runs that failed since the last one that did not.")
+        self.failures = self._gauge(
+            "consecutive_failures", "Runs that failed or were refused since the last one that did neither."
+        )
         self.last_tick = self._gauge("last_tick_timestamp_seconds", "When it last looked and all went well.")
         self.tick_errors = Counter(
             "retrain_trigger_tick_errors", "Looks at which something went wrong.", ["model"], registry=registry

@@ -38,7 +38,7 @@ def absolute_source(source: str) -> str:
     """A source as every process understands it, whatever its working directory."""
     if "://" in source or names_window(source) or names_claim(source):
         return source
-    return str(Path(source).absolute())
+    return str(Path(source).resolve())  # the trigger's deliveries are named so: one name a delivery
 
 
 def check_source(source: str, config: Config) -> None:

@@ -50,12 +50,15 @@ def tell(record: Run) -> RunReport:
     report = summarise(record, ended=True)
     # Derived, so replaced: a run that is retried from the UI, or approved, is told anew.
     record.replace(StepRecord(step="report", started=started, seconds=time.monotonic() - clock, document=report))
-    end_claim(ClaimLog(record.store, report.model), record, succeeded=report.outcome != "failed")
     _tell_metrics(record, report)
     outcome = record.read("outcome", Outcome)
     events = record.config.events
     if (events.webhook or events.mlflow) and outcome and outcome.ledger_number:
         announce(record.config, Registry(record.store, report.model).record(outcome.ledger_number))
+    try:
+        end_claim(ClaimLog(record.store, report.model), record, succeeded=report.outcome != "failed")
+    except RetrainError:  # the trigger asks the engine: a broken log must not fail a run that promoted
+        logger.exception("the claim of this run was not closed")
     return report
 
 

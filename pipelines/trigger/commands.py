@@ -10,15 +10,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Thread
 from typing import Literal
 
 from prometheus_client import CollectorRegistry
 
 from components.core.claims import ClaimState, Entry, Request
-from components.core.config import Config, check_strategy, load_config
+from components.core.config import Config, check_strategy, load_config, planned
 from components.core.contracts import RunArguments
 from components.core.errors import ConfigurationError, RunFailed
 from components.core.metrics import TriggerMetrics
+from components.core.plans import find_plan
 from components.core.probe import check_store
 from components.core.storage import ObjectStore, open_store
 from components.core.windows import Window
@@ -70,7 +72,8 @@ def watch_on(config_path: Path) -> None:
     metrics = TriggerMetrics(registry, trigger.config.model)
     loop = Loop(trigger, metrics, config.poll_seconds)
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: loop.stop())
+        # A thread: a handler that takes the lock of an event would wait for the very code that it interrupts.
+        signal.signal(number, lambda *_: Thread(target=loop.stop).start())
     logger.info("watching %s for %s as %s", config.source, trigger.config.model, trigger.me)
     with _server(config.listen, registry, metrics, loop):
         loop.run()
@@ -95,6 +98,8 @@ def submit(config_path: Path, source: str, strategy: str, *, again: bool) -> Sub
     store = _open_store(config)
     check_strategy(strategy, config)
     source = absolute_source(source).rstrip("/")
+    if digest := planned(strategy):
+        find_plan(store, config.model, digest)
     _check_submitted(config, store, source)
     trigger = Trigger(config, store, make_launcher(config_path, config, store))
     return submit_to(trigger, default_arguments(config, source, strategy), again=again)
@@ -134,7 +139,7 @@ def make_launcher(config_path: Path, config: Config, store: ObjectStore) -> Laun
     """What `trigger.launcher` names.
 
     Raises:
-        ConfigurationError: The Kubeflow API cannot be reached, or refuses.
+        ConfigurationError: It is not known where the Kubeflow API is, or RETRAIN_IMAGE is not set.
     """
     if config.trigger.launcher == "local":
         from pipelines.trigger.local import LocalLauncher
@@ -142,7 +147,9 @@ def make_launcher(config_path: Path, config: Config, store: ObjectStore) -> Laun
         return LocalLauncher(config_path, config, store)
     from pipelines.client import KubeflowClient
 
-    return KubeflowClient(config)
+    client = KubeflowClient(config)
+    client.compiled()  # a trigger that cannot say what to run must not wait for the first delivery to tell
+    return client
 
 
 def _open(config_path: Path) -> Trigger:
@@ -227,7 +234,8 @@ def _server(listen: str | None, registry: CollectorRegistry, metrics: TriggerMet
         logger.warning("%s is not set: no event is accepted, only polling starts runs", SECRET_VARIABLE)
 
     def unhealthy() -> str | None:
-        seconds = time.monotonic() - loop.began
+        busy = loop.busy_since
+        seconds = time.monotonic() - busy if busy is not None else 0.0
         return f"the last look began {seconds:.0f} s ago" if seconds > STUCK_SECONDS else None
 
     def unready() -> str | None:

@@ -77,4 +77,6 @@ class LocalLauncher:
                     next_command=f"mend that; the whole output is {output}",
                 )
             time.sleep(CHECK_SECONDS)
+        child.kill()  # or the next try would start a second one beside it
+        child.wait()
         raise LauncherUnavailable(f"{name} has not begun within {self._config.trigger.lease_seconds:g} s; see {output}")

@@ -19,7 +19,7 @@ from threading import Event
 from components.core.claims import BATCH, NEW, Attempt, Claim, ClaimLog, ClaimState, Ended, Entry, OpenClaim, Started
 from components.core.config import Config
 from components.core.contracts import RunArguments
-from components.core.errors import RetrainError
+from components.core.errors import ConfigurationError, RetrainError
 from components.core.metrics import TriggerMetrics
 from components.core.run_claims import judge_run
 from components.core.runs import Run
@@ -73,10 +73,9 @@ class Trigger:
             StoreUnreachable: Store or source does not answer; the same.
             IntegrityError: The log of claims is not what was written.
         """
-        uploads = tuple(self._look(self.log.read()))
         while True:
-            state = self.log.read()
-            look = watch(uploads, state, self.config.trigger, self._memory, self._now(), self.me)
+            now, state = self._now(), self.log.read()  # the time before the look: what is seen is no older
+            look = watch(self._look(state), state, self.config.trigger, self._memory, now, self.me)
             self._memory = look.memory
             match look.decision:
                 case Wait():
@@ -110,17 +109,20 @@ class Trigger:
             if takeover and not self._enter(state, self._attempt(claim, claim.attempt)):
                 return
             arguments = claim.arguments.model_copy(update={"source": f"{BATCH}{claim.number}"})
-            run_id = self.launcher.start(name, arguments)
-        attempt = claim.attempt
-
-        def started(now: ClaimState) -> Entry | None:
-            current = now.open
-            if current is None or (current.number, current.attempt) != (claim.number, attempt) or current.run_id:
-                return None  # the run has entered itself; or another one has, and this one will see that and stop
-            return Started(actor=self.me, claim=claim.number, run_id=run_id)
-
-        self.log.enter(started)
+            try:
+                run_id = self.launcher.start(name, arguments)
+            except ConfigurationError as error:  # counted like a run that failed: it must not be tried for ever
+                self._give_up(claim, error)
+                raise
+        started = Started(actor=self.me, claim=claim.number, run_id=run_id)
+        # Else the run has entered itself; or another one has, and this one will see that and stop.
+        self.log.enter(lambda now: started if _awaits_run(now.open, claim) else None)
         logger.info("run %s (%s) on %s", run_id, name, ", ".join(claim.deliveries))
+
+    def _give_up(self, claim: OpenClaim, error: ConfigurationError) -> None:
+        """Enter that the engine would not start the run of an attempt."""
+        ended = Ended(actor=self.me, claim=claim.number, run_id=None, result="failed", reason=str(error))
+        self.log.enter(lambda now: ended if _awaits_run(now.open, claim) else None)
 
     def _follow(self, state: ClaimState, claim: OpenClaim, run_id: str) -> bool:
         """See whether a run has ended, and enter it. Returns whether something has changed."""
@@ -135,6 +137,12 @@ class Trigger:
         return True
 
 
+def _awaits_run(current: OpenClaim | None, claim: OpenClaim) -> bool:
+    """Whether the same attempt still is under way, and no run of it is known."""
+    same = current is not None and (current.number, current.attempt) == (claim.number, claim.attempt)
+    return same and current is not None and current.run_id is None and not current.failed
+
+
 def default_arguments(config: Config, source: str, strategy: str = "auto") -> RunArguments:
     """What a run is started with, as the configuration has it."""
     gpus = config.kubeflow
@@ -143,7 +151,7 @@ def default_arguments(config: Config, source: str, strategy: str = "auto") -> Ru
 
 def run_name(model: str, claim: OpenClaim) -> str:
     """What the run of a claim's attempt is called: the same for all who might start it."""
-    return f"retrain-{model}-{claim.number}-{claim.attempt}"
+    return f"retrain-{model}-{claim.number}-{claim.attempt}-{claim.nonce[:8]}"
 
 
 def _tell(entry: Entry) -> str:
@@ -165,29 +173,29 @@ class Loop:
     Attributes:
         error: What went wrong in the last tick; None where nothing did, or there was none yet.
         looked: Whether there was a good one.
-        began: When the last one began, in seconds of a clock that does not jump.
+        busy_since: When the present one began, in seconds of a clock that does not jump; None between two.
     """
 
     def __init__(self, trigger: Trigger, metrics: TriggerMetrics, poll_seconds: float) -> None:
         self._trigger, self._metrics, self._poll_seconds = trigger, metrics, poll_seconds
         self.error: str | None = None
         self.looked = False
-        self.began = time.monotonic()
+        self.busy_since: float | None = None
         self._told = ""
         self._wake, self._stop = Event(), Event()
 
     def run(self) -> None:
         """Tick every few seconds, and whenever woken."""
         while not self._stop.is_set():
-            self._wake.clear()
             self.tick()
             self._wake.wait(self._poll_seconds)
+            self._wake.clear()
 
     def tick(self) -> None:
         """One tick, whatever goes wrong."""
-        self.began = time.monotonic()
+        self.busy_since = time.monotonic()
         try:
-            look = self._trigger.tick()
+            self._observe(self._trigger.tick())
         except (RetrainError, LauncherUnavailable) as error:
             self.error = str(error)
             logger.warning("this look failed: %s", error)
@@ -195,8 +203,9 @@ class Loop:
             self.error = f"{type(error).__name__}: {error}"
             logger.exception("this look failed")
         else:
-            self._observe(look)
-        self._metrics.on_tick(time.monotonic() - self.began, went_well=self.error is None)
+            self.error, self.looked = None, True
+        self._metrics.on_tick(time.monotonic() - self.busy_since, went_well=self.error is None)
+        self.busy_since = None
 
     def wake(self) -> None:
         """Make it look now."""
@@ -208,13 +217,13 @@ class Loop:
         self._wake.set()
 
     def _observe(self, look: Look) -> None:
-        state = self._trigger.log.read()
+        state = self._trigger.log.state
         self._metrics.on_look(look.complete, len(look.incomplete), paused=look.paused)
         self._metrics.on_log(state.counts, len(state.taken), active=state.open is not None, failures=state.failures)
         told = tell(look)
         if re.sub(r"\d+", "", told) != re.sub(r"\d+", "", self._told) or self.error:  # not each second that passes
             logger.info("%s", told)
-        self._told, self.error, self.looked = told, None, True
+        self._told = told
 
 
 def tell(look: Look) -> str:

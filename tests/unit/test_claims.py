@@ -178,6 +178,12 @@ def test_damaged_log_is_named(store: DirectoryStore, damage: str) -> None:
         log_of(store).read()
 
 
+def test_what_is_no_entry_by_its_name_is_passed_over(store: DirectoryStore) -> None:
+    write(store, claim("x"))
+    store.put("claims/m/readme.txt", b"what this is")
+    assert log_of(store).read().entries == 1
+
+
 def test_field_of_a_later_release_is_passed_over(store: DirectoryStore) -> None:
     write(store, claim("x"))
     key = "claims/m/0000000000.json"
@@ -227,6 +233,7 @@ def test_run_takes_what_is_new_and_the_same_again(store: DirectoryStore) -> None
     assert take_new(log_of(store), lambda taken: ["c"], "s") == (), "r is at work"
     write(store, ended(0, "r"))
     assert take_new(log_of(store), lambda taken: ["a", "c"], "s") == ("c",)
+    write(store, ended(2, "s"))
     assert take_new(log_of(store), lambda taken: ["d"], "r") == ("a", "b"), "retried from the UI after its end"
 
 

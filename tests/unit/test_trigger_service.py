@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -32,7 +32,7 @@ from pipelines.trigger.commands import submit, submit_to
 from pipelines.trigger.launcher import LauncherUnavailable, RunState
 from pipelines.trigger.local import LocalLauncher
 from pipelines.trigger.service import Loop, Trigger, default_arguments, tell
-from pipelines.trigger.watcher import Follow
+from pipelines.trigger.watcher import Follow, Look, Memory, Wait
 from tests import servers
 from tests.kubeflow import Fault, Kubeflow, serve
 from tests.servers import Backend
@@ -89,7 +89,9 @@ def test_delivery_gets_its_run_and_then_no_other(config: Config) -> None:
     assert tell(trigger.tick()) == "run r0 is at batch:0, attempt 1"
     engine.runs["r0"][1] = "succeeded"
     assert tell(trigger.tick()) == tell(trigger_of(config, engine, NEW).tick()) == "nothing new"
-    assert engine.runs == {"r0": ["retrain-m-0-1", "succeeded"]}
+    ((name, word),) = engine.runs.values()
+    assert re.fullmatch(r"retrain-m-0-1-[0-9a-f]{8}", name)
+    assert word == "succeeded"
     assert engine.sources == ["batch:0"]
 
 
@@ -263,18 +265,50 @@ def test_engine_that_does_not_answer_is_told(config: Config) -> None:
     assert submit_to(trigger_of(config, engine), request_of(config), again=False).run_id == "r0"
 
 
-def test_submitter_gives_up_on_a_claim_that_another_holds(config: Config) -> None:
-    short = config.model_copy(update={"trigger": config.trigger.model_copy(update={"lease_seconds": 0.5})})
-    held = trigger_of(config, Engine(faults=["before"] * 99))
-    with pytest.raises(RunFailed, match="does not answer"):
-        submit_to(held, request_of(config), again=False)
-    patient = Trigger(
-        config.model_copy(update={"trigger": config.trigger.model_copy(update={"lease_seconds": 60})}),
-        held.store,
-        Engine(),
+def test_submitter_gives_up_on_a_claim_that_another_holds(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(LauncherUnavailable):
+        trigger_of(config, Engine(faults=["before"]), NEW).tick()
+    engine = Engine()
+    waiting = trigger_of(
+        config.model_copy(update={"trigger": config.trigger.model_copy(update={"lease_seconds": 0.3})}), engine
     )
-    patient.config = short  # its patience, not its lease
-    assert submit_to(patient, request_of(config), again=False).status == "running"
+    monkeypatch.setattr(
+        waiting,
+        "tick",
+        lambda: Look(decision=Wait(why="held"), complete={}, incomplete=(), paused=False, memory=Memory()),
+    )
+    with pytest.raises(RunFailed, match=r"has not begun within 0\.6 s"):
+        submit_to(waiting, request_of(config, NEW.uri), again=False)
+    assert engine.runs == {}
+
+
+def test_engine_that_remembers_another_store_is_no_obstacle(config: Config, tmp_path: Path) -> None:
+    """Numbers of claims begin anew there; the names of their runs must not."""
+    engine = Engine()
+    trigger_of(config, engine, NEW).tick()
+    engine.runs["r0"][1] = "succeeded"
+    other = config.model_copy(update={"store": config.store.model_copy(update={"uri": str(tmp_path / "other")})})
+    assert tell(trigger_of(other, engine, NEW).tick()) == "run r1 is at batch:0, attempt 1"
+
+
+def test_run_that_the_engine_will_not_start_is_not_tried_for_ever(config: Config) -> None:
+    engine = Engine(faults=["refused"] * 99)
+    trigger = trigger_of(config, engine, NEW)
+    for _ in range(2):
+        with pytest.raises(ConfigurationError, match="no such pipeline"):
+            trigger.tick()
+    look = trigger.tick()
+    assert look.paused
+    assert "no such pipeline" in tell(look)
+    assert (trigger.log.state.failures, trigger.log.state.counts) == (2, {"failed": 2})
+
+
+def test_loop_survives_a_store_that_fails_after_the_tick(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    loop = Loop(trigger_of(config, Engine(), NEW), TriggerMetrics(CollectorRegistry(), "m"), 1.0)
+    monkeypatch.setattr(loop._metrics, "on_look", lambda *_, **__: 1 / 0)
+    loop.tick()
+    assert "ZeroDivisionError" in str(loop.error)
+    assert (loop.looked, loop.busy_since) == (False, None)
 
 
 @pytest.fixture
@@ -291,8 +325,9 @@ def test_sixty_four_submitters_of_one_window_start_one_run(
 ) -> None:
     """Through the client, against the API's contract; the engine loses answers, too."""
     kubeflow.inject(Fault(method="POST", path="/runs", lost=True))
-    api = config.kubeflow.model_copy(update={"host": kubeflow.url})
-    config = config.model_copy(update={"store": backend.config, "kubeflow": api})
+    api = config.kubeflow.model_copy(update={"host": kubeflow.url, "timeout_seconds": 60})
+    patient = config.trigger.model_copy(update={"lease_seconds": 60})  # so many threads take turns for long
+    config = config.model_copy(update={"store": backend.config, "kubeflow": api, "trigger": patient})
     gate = threading.Barrier(64)
 
     def ask(_: int) -> str | None:
@@ -402,4 +437,3 @@ def test_request_is_written_down_with_who_asked(config: Config) -> None:
     assert entry.actor
     assert abs((datetime.now(UTC) - entry.created).total_seconds()) < 60
     assert isinstance(trigger.tick().decision, Follow)
-    assert time.monotonic() > 0

@@ -39,7 +39,7 @@ def look(
 
 
 def claim(**changes: Any) -> OpenClaim:
-    known = {"number": 4, "deliveries": ("x",), "arguments": RunArguments(source="new"), "attempt": 1}
+    known = {"number": 4, "nonce": "n", "deliveries": ("x",), "arguments": RunArguments(source="new"), "attempt": 1}
     return OpenClaim(**{**known, "holder": "other", "since": START, **changes})
 
 
