@@ -145,6 +145,18 @@ def submit(
 
 
 @app.command()
+def abandon(
+    claim: Annotated[int, typer.Argument(help="Number of the claim under way, as of `retrain status`.")],
+    reason: Annotated[str, typer.Option(help="Why; goes into the log of claims with your name.")],
+    config: ConfigPath = DEFAULT_CONFIG,
+) -> None:
+    """Have no more runs on what a claim took, so that the next deliveries get theirs."""
+    from pipelines.status import abandon as abandon_claim
+
+    typer.echo(abandon_claim(config, claim, reason))
+
+
+@app.command()
 def status(config: ConfigPath = DEFAULT_CONFIG, as_json: AsJson = False) -> None:
     """Show the champion, the ledger, the runs, which of them wait for approval, and what is in quarantine."""
     from pipelines.status import print_status

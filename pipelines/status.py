@@ -21,6 +21,7 @@ from components.core.config import Config, load_config
 from components.core.contracts import LedgerRecord, RunReport, describe_deliveries
 from components.core.errors import ConfigurationError, IntegrityError
 from components.core.registry import Registry
+from components.core.run_claims import abandon_claim
 from components.core.runs import Run, list_runs
 from components.core.storage import ObjectStore, open_store
 from components.promote.approval import approve_run, passed_verdict
@@ -124,6 +125,8 @@ def tell_claims(state: ClaimState) -> Iterator[str]:
         yield f"  {BATCH}{claim.number} ({describe_deliveries(claim.deliveries)}): attempt {claim.attempt}, {doing}"
         if claim.reason:
             yield f"    {claim.reason}"
+        if claim.failed:
+            yield f"    to have no more runs on it: retrain abandon {claim.number} --reason TEXT"
     for request in state.requests:
         yield f"  queued: {request.arguments.source}"
     for closed in refused_claims(state):
@@ -265,6 +268,20 @@ def release(config_path: Path, window: str, reason: str) -> str:
     return (
         f"window {record.window} released by {actor} (ledger record {record.number}); next: retrain run {record.window}"
     )
+
+
+def abandon(config_path: Path, number: int, reason: str) -> str:
+    """Give up a claim in the name of the user of this machine; says what to do next.
+
+    Raises:
+        ConfigurationError: It is not the claim under way, or the reason is empty.
+    """
+    reason = need_reason(reason, example="its images are gone")
+    config, store = open_configured(config_path, write=True)
+    actor = user()
+    closed = abandon_claim(ClaimLog(store, config.model), number, actor, reason)
+    what = f"{BATCH}{number} ({describe_deliveries(closed.deliveries)})"
+    return f"{what} abandoned by {actor}; next: retrain submit {closed.deliveries[0]} --again takes it up"
 
 
 def approve(config_path: Path, run_name: str, reason: str) -> str:

@@ -28,9 +28,10 @@ from components.core.storage import KeyMissing, ObjectStore, to_json
 BATCH, NEW = "batch:", "new"  # sources: what the claim of this number took; what no claim has taken yet
 NUMBERED = re.compile(r"/(\d{10})\.json$")
 READERS = 16  # requests in flight: an entry is nearly all latency
-Result = Literal["succeeded", "failed", "refused"]
+Result = Literal["succeeded", "failed", "refused", "abandoned"]
 """`succeeded`: the run ended, whatever it decided. `failed`: it crashed, or was terminated, lost or deleted, and is to
-be started again. `refused`: what was delivered cannot be read, which another try would not change."""
+be started again. `refused`: what was delivered cannot be read, which another try would not change. `abandoned`: a
+person said that nothing more is to be tried."""
 
 
 class _Entry(Document):
@@ -134,7 +135,8 @@ class ClaimState:
         open: The claim under way.
         closed: The others, by number.
         run_claims: The claim of each run.
-        failures: Runs that failed or were refused since the last one that did neither; the last one `failed_at`.
+        failures: Runs that failed or were refused since the last one that did neither, or since a person gave a claim
+            up; the last one `failed_at`.
         ended_at: When the last run ended, whichever way.
         counts: Runs that ended, by result.
     """
@@ -221,7 +223,7 @@ class ClaimState:
         assert claim is not None, "see follows"
         self.ended_at = entry.created
         self.counts[entry.result] += 1
-        if entry.result == "succeeded":
+        if entry.result in ("succeeded", "abandoned"):
             self.failures = 0
         else:
             self.failures, self.failed_at = self.failures + 1, entry.created

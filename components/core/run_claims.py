@@ -8,7 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterable
 
-from components.core.claims import BATCH, NEW, Claim, ClaimLog, ClaimState, Ended, Entry, Result, Started
+from components.core.claims import (
+    BATCH,
+    NEW,
+    Claim,
+    ClaimLog,
+    ClaimState,
+    ClosedClaim,
+    Ended,
+    Entry,
+    Result,
+    Started,
+)
 from components.core.contracts import RunArguments
 from components.core.errors import ConfigurationError
 from components.core.runs import Run
@@ -103,6 +114,27 @@ def end_claim(log: ClaimLog, run: Run, *, succeeded: bool) -> None:
         return Ended(actor=run.run_id, claim=claim.number, run_id=run.run_id, result=result, reason=reason)
 
     log.enter(end)
+
+
+def abandon_claim(log: ClaimLog, number: int, actor: str, reason: str) -> ClosedClaim:
+    """Have no more runs on what a claim took. One that is under way goes on; its end changes nothing any more.
+
+    Raises:
+        ConfigurationError: It is not the claim under way.
+    """
+
+    def abandon(state: ClaimState) -> Entry | None:
+        claim = state.open
+        if claim is None or claim.number != number:
+            raise ConfigurationError(
+                f"{BATCH}{number} is not under way",
+                expected=f"the number of the open claim: {claim.number if claim else 'there is none'}",
+                next_command="retrain status",
+            )
+        return Ended(actor=actor, claim=number, run_id=claim.run_id, result="abandoned", reason=reason)
+
+    log.enter(abandon)
+    return log.read().closed[number]
 
 
 def judge_run(run: Run, *, succeeded: bool) -> tuple[Result, str]:

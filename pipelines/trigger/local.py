@@ -60,6 +60,8 @@ class LocalLauncher:
             return "failed" if report.outcome == "failed" else "succeeded"
         if alive is False:
             return "failed"
+        if not run_id.isdecimal():  # Kubeflow's: its own end will be in the log of claims
+            return "running"
         first = self._first_asked.setdefault(run_id, time.monotonic())
         return "running" if time.monotonic() - first < UNKNOWN_SECONDS else "gone"
 

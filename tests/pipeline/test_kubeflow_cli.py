@@ -51,7 +51,8 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def configure(kubeflow: Kubeflow, *schedules: Any, **changes: Any) -> KubeflowClient:
     """Write the configuration file. Returns a client of it."""
-    raw = {"store": {"uri": "store"}, "kubeflow": {"host": kubeflow.url, "schedules": list(schedules), **changes}}
+    api = {"host": kubeflow.url, "schedules": list(schedules), **changes}
+    raw = {"store": {"uri": "store"}, "trigger": {"source": "s3://bucket/incoming"}, "kubeflow": api}
     Path("store").mkdir(exist_ok=True)
     Path("retrain.yaml").write_text(yaml.safe_dump(raw))
     return KubeflowClient(parse_config(raw, origin="test"))

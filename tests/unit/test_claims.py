@@ -12,7 +12,7 @@ import pytest
 from components.core.claims import Attempt, Claim, ClaimLog, ClaimState, ClosedClaim, Ended, Entry, Request, Started
 from components.core.contracts import Failure, RunArguments
 from components.core.errors import ConfigurationError, IntegrityError
-from components.core.run_claims import claim_number, claimed, end_claim, join_claim, judge_run, take_new
+from components.core.run_claims import abandon_claim, claim_number, claimed, end_claim, join_claim, judge_run, take_new
 from components.core.runs import Run, StepRecord
 from components.core.storage import DirectoryStore
 
@@ -250,6 +250,26 @@ def test_run_on_what_is_new_leaves_a_claim_alone_whose_run_is_being_started(stor
 def test_nothing_new_leaves_no_entry(store: DirectoryStore) -> None:
     assert take_new(log_of(store), lambda taken: [], "r") == ()
     assert log_of(store).read().entries == 0
+
+
+def test_claim_that_a_person_gives_up_is_done_with(store: DirectoryStore) -> None:
+    log = write(store, claim("x"), started(0, "r"), ended(0, "r", "failed"))
+    closed = abandon_claim(log_of(store), 0, "ada", "gone")
+    assert (closed.result, closed.run_id, closed.reason) == ("abandoned", None, "gone")
+    state = log.read()
+    assert (state.open, state.failures, state.next_batch(["x", "y"])) == (None, 0, ("y",))
+    end_claim(log_of(store), Run(store, "r"), succeeded=True)
+    assert log.read().entries == 4
+    with pytest.raises(ConfigurationError, match="batch:0 is not under way"):
+        abandon_claim(log_of(store), 0, "ada", "again")
+
+
+def test_run_at_work_whose_claim_is_given_up_says_nothing_more(store: DirectoryStore) -> None:
+    write(store, claim("x"), started(0, "r"))
+    abandon_claim(log_of(store), 0, "ada", "gone")
+    write(store, claim("y"))
+    end_claim(log_of(store), Run(store, "r"), succeeded=True)
+    assert log_of(store).read().entries == 4
 
 
 def fail(store: DirectoryStore, run_id: str, step: str, error: str) -> Run:

@@ -56,7 +56,9 @@ def compile_as(image: str) -> Callable[[Path], Path]:
 
 def settings(url: str | None, **changes: Any) -> Config:
     changes = {"timeout_seconds": 5, **changes}
-    return parse_config({"store": {"uri": "store"}, "kubeflow": {"host": url, **changes}}, origin="test")
+    incoming = {"source": "s3://bucket/incoming"}
+    config = {"store": {"uri": "store"}, "trigger": incoming, "kubeflow": {"host": url, **changes}}
+    return parse_config(config, origin="test")
 
 
 def open_client(kubeflow: Kubeflow, image: str = "trainer@sha256:1", **changes: Any) -> KubeflowClient:

@@ -271,3 +271,21 @@ def test_what_would_go_wrong_later_is_refused_at_once(tmp_path: Path, text: str,
 def test_a_recipe_that_does_not_fit_together_is_named_and_not_repeated() -> None:
     found = refusal("store: {uri: a}\ntraining: {strategies: {distil: {start: fresh}}}")
     assert found.endswith("training.strategies.distil: lwf needs the champion's weights: start cannot be fresh")
+
+
+@pytest.mark.parametrize(
+    ("trigger", "kubeflow", "said"),
+    [
+        ({"launcher": "kubeflow", "source": "incoming"}, {}, "trigger.source is a directory"),
+        ({}, {"schedules": [{"name": "a", "interval_minutes": 5}]}, "a takes what is new, and trigger.source is not set"),
+        (
+            {"source": "incoming"},
+            {"schedules": [{"name": "a", "interval_minutes": 5, "strategy": "retrian"}]},
+            "a asks for the strategy 'retrian'",
+        ),
+        ({"cool_down_minutes": 61}, {}, "cool_down_minutes 61 is above max_wait_minutes"),
+    ],
+)
+def test_trigger_that_could_never_work_is_refused(trigger: dict[str, Any], kubeflow: dict[str, Any], said: str):
+    with pytest.raises(ConfigurationError, match=re.escape(said)):
+        parse_config({"store": {"uri": "a"}, "trigger": trigger, "kubeflow": kubeflow}, origin="test")

@@ -122,6 +122,13 @@ class World:
             for _ in range(2)
         ]
 
+    def go_on_for(self, seconds: float) -> None:
+        """Time passes, and in the middle of it more arrives of what is not complete."""
+        growing = [delivery for name, delivery in self.source.items() if not self.complete(name)]
+        self.seconds += seconds
+        for delivery in growing:
+            delivery.images, delivery.changed = delivery.images + 1, self.seconds - seconds / 2
+
     def begin(self) -> None:
         """Every run that waits for its first pod gets it."""
         for run_id, run in self.runs.items():
@@ -191,7 +198,7 @@ class Replica:
         if fault == "die before":
             raise Died
         if fault == "it takes long":
-            self.world.seconds += POLICY.lease_seconds + 1
+            self.world.go_on_for(POLICY.lease_seconds + 1)
         if fault in ("another acts", "it takes long"):
             self.others()
         if fault == "runs begin":

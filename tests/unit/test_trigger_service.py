@@ -416,6 +416,13 @@ def test_run_that_nobody_knows_is_gone_after_a_while(tmp_path: Path, monkeypatch
     assert local.state("7") == "gone"
 
 
+def test_run_of_the_other_engine_is_not_called_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipelines.trigger.local.UNKNOWN_SECONDS", 0.0)
+    assert launcher(tmp_path, "42", 0).state("0b54a4f0-98a7-4b42-94a5-3a4e39c1c0ab") == "running"
+    api = load_config(write_config(tmp_path, kubeflow={"host": "http://127.0.0.1:9"}))
+    assert KubeflowClient(api, compile_as("x")).state("31415926") == "running"
+
+
 def test_lock_is_of_the_run_and_not_of_its_children(tmp_path: Path) -> None:
     with live_run(tmp_path / "runs") as run:
         assert is_alive(tmp_path / "runs", "1") is None
