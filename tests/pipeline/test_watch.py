@@ -157,7 +157,7 @@ def test_submitted_delivery_runs_here_and_is_waited_for_by_nobody(promoted: Path
         ({"source": "nowhere"}, "no directory"),
         ({"cool_down_minutes": 61}, "cool_down_minutes 61 is above max_wait_minutes"),
         ({"listen": "8080"}, "trigger.listen"),
-        ({"launcher": "kubeflow"}, "kubeflow.host"),
+        ({"launcher": "kubeflow"}, "trigger.source is a directory"),
     ],
 )
 def test_trigger_that_cannot_work_says_why_at_once(tmp_path: Path, policy: dict[str, object], found: str) -> None:
