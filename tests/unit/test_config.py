@@ -278,7 +278,11 @@ def test_a_recipe_that_does_not_fit_together_is_named_and_not_repeated() -> None
     ("trigger", "kubeflow", "said"),
     [
         ({"launcher": "kubeflow", "source": "incoming"}, {}, "trigger.source is a directory"),
-        ({}, {"schedules": [{"name": "a", "interval_minutes": 5}]}, "a takes what is new, and trigger.source is not set"),
+        (
+            {},
+            {"schedules": [{"name": "a", "interval_minutes": 5}]},
+            "a takes what is new, and trigger.source is not set",
+        ),
         (
             {"source": "incoming"},
             {"schedules": [{"name": "a", "interval_minutes": 5, "strategy": "retrian"}]},
