@@ -31,10 +31,11 @@ sys.path.insert(0, str(ROOT))
 from components.core.claims import Claim, ClaimLog, Ended  # noqa: E402
 from components.core.config import Config, TriggerConfig  # noqa: E402
 from components.core.contracts import RunArguments  # noqa: E402
+from components.core.run_claims import run_arguments  # noqa: E402
 from components.core.storage import open_store  # noqa: E402
 from components.ingest.deliveries import Deliveries  # noqa: E402
 from pipelines.trigger.launcher import RunState  # noqa: E402
-from pipelines.trigger.service import Trigger, default_arguments  # noqa: E402
+from pipelines.trigger.service import Trigger  # noqa: E402
 from tests import servers  # noqa: E402
 
 GOAL_SECONDS, GOAL_MIB, SUBMITTERS = 2.0, 200.0, 64
@@ -130,7 +131,7 @@ def submit(config: Config, engine: Path, source: str, gate: multiprocessing.sync
 
     trigger = Trigger(config, open_store(config.store), Engine(engine))
     gate.wait()
-    submission = submit_to(trigger, default_arguments(config, source), again=False)
+    submission = submit_to(trigger, run_arguments(config, source), again=False)
     assert submission.status == "running", submission
 
 

@@ -26,7 +26,7 @@ from components.core.errors import IntegrityError
 from components.core.storage import KeyMissing, ObjectStore, to_json
 
 BATCH, NEW = "batch:", "new"  # sources: what the claim of this number took; what no claim has taken yet
-NUMBERED = re.compile(r"/(\d{10})\.json$")
+NUMBERED = re.compile(r"(\d{10})\.json")
 READERS = 16  # requests in flight: an entry is nearly all latency
 Result = Literal["succeeded", "failed", "refused", "abandoned"]
 """`succeeded`: the run ended, whatever it decided. `failed`: it crashed, or was terminated, lost or deleted, and is to
@@ -135,8 +135,8 @@ class ClaimState:
         open: The claim under way.
         closed: The others, by number.
         run_claims: The claim of each run.
-        failures: Runs that failed or were refused since the last one that did neither, or since a person gave a claim
-            up; the last one `failed_at`.
+        failures: Runs that failed since the last one that ended well, or since a person gave a claim up; the last one
+            `failed_at`. What was refused is the delivery's fault, not the system's.
         ended_at: When the last run ended, whichever way.
         counts: Runs that ended, by result.
     """
@@ -162,8 +162,8 @@ class ClaimState:
     def next_batch(self, complete: Iterable[str]) -> tuple[str, ...]:
         """Those of the complete deliveries that would go into one window next, in order of name."""
         untaken = sorted({uri for uri in complete if uri not in self.taken})
-        together = tuple(uri for uri in untaken if uri not in self.alone)
-        return together or tuple(untaken[:1])
+        alone = tuple(uri for uri in untaken if uri in self.alone)
+        return alone[:1] or tuple(untaken)
 
     def follows(self, entry: Entry) -> bool:
         """Whether an entry may come next."""
@@ -225,9 +225,8 @@ class ClaimState:
         self.counts[entry.result] += 1
         if entry.result in ("succeeded", "abandoned"):
             self.failures = 0
-        else:
-            self.failures, self.failed_at = self.failures + 1, entry.created
         if entry.result == "failed":
+            self.failures, self.failed_at = self.failures + 1, entry.created
             self._change(run_id=None, failed=True, reason=entry.reason)
             return
         self.open = None
@@ -274,7 +273,7 @@ class ClaimLog:
         state = self._state
         after = self._key(state.entries - 1) if state.entries else ""
         keys = [listed.key for listed in self.store.list_objects(self._folder, start_after=after)]
-        if numbered := [int(match[1]) for key in keys if (match := NUMBERED.search(key))]:
+        if numbered := [int(match[1]) for key in keys if (match := NUMBERED.fullmatch(key, len(self._folder)))]:
             numbers = range(state.entries, numbered[-1] + 1)
             with ThreadPoolExecutor(READERS) as pool:
                 for entry in pool.map(self._entry, numbers):

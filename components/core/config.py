@@ -468,7 +468,7 @@ class RetentionConfig(Section):
 class TriggerConfig(Section):
     """Newly delivered images -> exactly one run (`retrain watch`, `retrain submit`)."""
 
-    source: str | None = None
+    source: Annotated[str, Field(min_length=2)] | None = None
     """Where deliveries arrive: a directory (relative to this file) or `s3://bucket/prefix`, with the store's endpoint
     and credentials. Each folder right below it is a delivery, and so is each .csv, .parquet or .tar file. A name counts
     once: what is put into a delivery after it was taken is not seen."""
@@ -485,8 +485,8 @@ class TriggerConfig(Section):
     cool_down_minutes: Annotated[float, Field(ge=0)] = 0.0
     """Time between the end of a run and the start of the next one; what arrives meanwhile goes into one window."""
     max_failures: Annotated[int, Field(ge=1)] = 3
-    """Runs that fail one after the other (crashed, terminated, timed out, lost, refused) before no more are started for
-    a while. A failed run is started again until then: it goes on from its checkpoint."""
+    """Runs that fail one after the other (crashed, terminated, timed out, lost) before no more are started for a while.
+    A failed run is started again until then: it goes on from its checkpoint."""
     pause_minutes: Annotated[float, Field(gt=0)] = 60.0
     """How long that pause is; then one run is tried. It doubles with each further failure, up to a day."""
     poll_seconds: Annotated[float, Field(gt=0)] = 30.0
@@ -502,6 +502,8 @@ class TriggerConfig(Section):
 
     @model_validator(mode="after")
     def _waits_fit(self) -> TriggerConfig:
+        if self.listen and int(self.listen.rpartition(":")[2]) > 65535:
+            raise ValueError(f"listen {self.listen} has no port from 0 to 65535")
         if self.cool_down_minutes > self.max_wait_minutes:
             raise ValueError(f"cool_down_minutes {self.cool_down_minutes:g} is above max_wait_minutes")
         return self

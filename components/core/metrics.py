@@ -208,9 +208,7 @@ class TriggerMetrics:
             "run_active", "1 while a claim is open: its run is started, at work, or tried again; 0 else."
         )
         self.paused = self._gauge("paused", "1 while no run is started because too many failed in a row, 0 else.")
-        self.failures = self._gauge(
-            "consecutive_failures", "Runs that failed or were refused since the last one that did neither."
-        )
+        self.failures = self._gauge("consecutive_failures", "Runs that failed since the last one that ended well.")
         self.last_tick = self._gauge("last_tick_timestamp_seconds", "When it last looked and all went well.")
         self.tick_errors = Counter(
             "retrain_trigger_tick_errors", "Looks at which something went wrong.", ["model"], registry=registry

@@ -10,16 +10,17 @@ from collections.abc import Callable, Container, Iterable
 
 from components.core.claims import (
     BATCH,
-    NEW,
     Claim,
     ClaimLog,
     ClaimState,
     ClosedClaim,
     Ended,
     Entry,
+    OpenClaim,
     Result,
     Started,
 )
+from components.core.config import Config
 from components.core.contracts import RunArguments
 from components.core.errors import ConfigurationError
 from components.core.runs import Run
@@ -42,15 +43,17 @@ def join_claim(log: ClaimLog, number: int, run_id: str) -> tuple[str, ...]:
     """
 
     def start(state: ClaimState) -> Entry | None:
-        claim = state.open
+        claim, closed = state.open, state.closed.get(number)
+        if closed is not None and closed.result == "abandoned":
+            raise ConfigurationError(
+                f"{BATCH}{number} was given up: {closed.reason}",
+                expected="a claim that somebody wants a run on",
+                next_command=f"retrain submit {closed.deliveries[0]} --again",
+            )
         if claim is None or claim.number != number or claim.run_id == run_id:
             return None
         if claim.run_id is not None:
-            raise ConfigurationError(
-                f"run {claim.run_id} is at {BATCH}{number} already",
-                expected="one run a claim",
-                next_command=f"wait for that run (retrain wait {claim.run_id}), then start this one again if need be",
-            )
+            raise _under_way(claim)
         return Started(actor=run_id, claim=number, run_id=run_id)
 
     log.enter(start)
@@ -73,7 +76,15 @@ def claimed(log: ClaimLog, number: int) -> tuple[str, ...]:
     return deliveries
 
 
-def take_new(log: ClaimLog, list_complete: Callable[[Container[str]], Iterable[str]], run_id: str) -> tuple[str, ...]:
+def run_arguments(config: Config, source: str, strategy: str = "auto") -> RunArguments:
+    """What a run is started with, as the configuration has it."""
+    gpus = config.kubeflow
+    return RunArguments(source=source, strategy=strategy, gpu_type=gpus.gpu_type, gpu_count=str(gpus.gpu_count))
+
+
+def take_new(
+    log: ClaimLog, list_complete: Callable[[Container[str]], Iterable[str]], run_id: str, arguments: RunArguments
+) -> tuple[str, ...]:
     """Claim all that was delivered and that no run has taken, or what a run that failed has left.
 
     A run that asks again gets the same.
@@ -82,25 +93,41 @@ def take_new(log: ClaimLog, list_complete: Callable[[Container[str]], Iterable[s
         log: The model's.
         list_complete: Lists the complete deliveries among those that are not taken.
         run_id: The run.
+        arguments: What it was started with: so it is started again, should it fail.
 
     Returns:
-        The deliveries; none where nothing is new, or another run is under way.
+        The deliveries; none where nothing is new.
+
+    Raises:
+        ConfigurationError: Another run is under way, or being started.
     """
 
     def claim(state: ClaimState) -> Entry | None:
-        if run_id in state.run_claims or (state.open is not None and state.open.run_id is not None):
+        if run_id in state.run_claims:
             return None
+        if state.open is not None and state.open.failed:
+            return Started(actor=run_id, claim=state.open.number, run_id=run_id)
         if state.open is not None:
-            return Started(actor=run_id, claim=state.open.number, run_id=run_id) if state.open.failed else None
-        deliveries = state.next_batch(list_complete(state.taken))
+            raise _under_way(state.open)
+        asked = {request.arguments.source for request in state.requests}  # those get their own runs
+        deliveries = state.next_batch(uri for uri in list_complete(state.taken) if uri not in asked)
         if not deliveries:
             return None
-        return Claim(actor=run_id, deliveries=deliveries, arguments=RunArguments(source=NEW), run_id=run_id)
+        return Claim(actor=run_id, deliveries=deliveries, arguments=arguments, run_id=run_id)
 
     log.enter(claim)
     state = log.read()
     number = state.run_claims.get(run_id)
     return () if number is None else state.deliveries_of(number) or ()
+
+
+def _under_way(claim: OpenClaim) -> ConfigurationError:
+    who = f"run {claim.run_id}" if claim.run_id else f"a run that {claim.holder} is starting"
+    return ConfigurationError(
+        f"{who} is at {BATCH}{claim.number} since {claim.since:%Y-%m-%d %H:%M} UTC",
+        expected="one run of a model at a time",
+        next_command=f"wait; if it is dead: retrain watch --once, or retrain abandon {claim.number} --reason TEXT",
+    )
 
 
 def end_claim(log: ClaimLog, run: Run, *, succeeded: bool) -> None:

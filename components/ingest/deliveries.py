@@ -8,9 +8,9 @@ not with the files of all. Not covered: whether a delivery without a marker is c
 from __future__ import annotations
 
 import logging
-from collections.abc import Container, Iterator
+from collections.abc import Container
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -52,6 +52,13 @@ class Deliveries:
                 next_command="set trigger.source in the configuration",
             )
         self._source, self._config = source.rstrip("/"), config
+        inside = [f"{self._source}/", f"{config.store.uri.rstrip('/')}/"]
+        if inside[0].startswith(inside[1]) or inside[1].startswith(inside[0]):
+            raise ConfigurationError(
+                f"trigger.source {source} and store.uri {config.store.uri}, one of which holds the other",
+                expected="two places: what the store holds is no delivery",
+                next_command="mend trigger.source",
+            )
         self._store: ObjectStore = open_store(config.store.model_copy(update={"uri": self._source}))
         self._counted: dict[str, Upload] = {}
 
@@ -62,13 +69,16 @@ class Deliveries:
             StoreUnreachable: It is not, or may not be read.
             ConfigurationError: The directory does not exist.
         """
+        self._check_directory()
+        self._store.check_reachable(write=False)
+
+    def _check_directory(self) -> None:
         if "://" not in self._source and not Path(self._source).is_dir():
             raise ConfigurationError(
                 f"no directory {self._source}",
                 expected="trigger.source to name the directory where deliveries arrive",
                 next_command=f"mkdir -p {self._source}, or mend trigger.source",
             )
-        self._store.check_reachable(write=False)
 
     def look(self, taken: Container[str]) -> list[Upload]:
         """What is there and not in `taken`, in order of name. A name that no key may have is passed over and logged.
@@ -76,19 +86,28 @@ class Deliveries:
         Raises:
             StoreUnreachable: The source does not answer.
         """
+        self._check_directory()  # an unmounted one must not look like one where nothing is new
         children = [child for child in self._store.list_children() if self._uri(child.key) not in taken]
         with ThreadPoolExecutor(READERS) as pool:
             uploads = [upload for upload in pool.map(self._examine, children) if upload]
         self._counted = {upload.uri: upload for upload in uploads if upload.marked}
         return sorted(uploads, key=lambda upload: upload.uri)
 
-    def look_once(self, taken: Container[str]) -> Iterator[str]:
-        """The complete ones, as far as a single look can tell: quiet by the clocks of here and of where they lie."""
+    def look_once(self, taken: Container[str]) -> list[Upload]:
+        """The same, `marked` also what is complete as far as a single look can tell: quiet by the clocks of here and of
+        where it lies."""
         minutes, now = self._config.trigger.quiet_minutes, datetime.now(UTC)
-        for upload in self.look(taken):
-            quiet = minutes is not None and upload.newest and (now - upload.newest).total_seconds() >= 60 * minutes
-            if upload.marked or quiet:
-                yield upload.uri
+
+        def quiet(upload: Upload) -> bool:
+            if minutes is None or upload.newest is None:
+                return False
+            return (now - upload.newest).total_seconds() >= 60 * minutes
+
+        return [replace(upload, marked=upload.marked or quiet(upload)) for upload in self.look(taken)]
+
+    def complete(self, taken: Container[str]) -> list[str]:
+        """Those of them that are marked."""
+        return [upload.uri for upload in self.look_once(taken) if upload.marked]
 
     def _examine(self, child: ListedObject | ListedFolder) -> Upload | None:
         name, uri = child.key, self._uri(child.key)
@@ -100,7 +119,11 @@ class Deliveries:
             logger.warning("passed over below %s: %s", self._source, error)
             return None
         if isinstance(child, ListedFolder):
-            return self._counted.get(uri) or self._look_into(name, uri)
+            try:
+                return self._counted.get(uri) or self._look_into(name, uri)
+            except OSError as error:  # of a directory: links in a circle, no right to read; the others go on
+                logger.warning("%s cannot be looked into: %s", uri, error)
+                return None
         if not name.lower().endswith(FILE_KINDS):
             return None
         return Upload(uri=uri, newest=child.modified, fingerprint=f"{child.size} bytes, {child.modified.isoformat()}")
@@ -115,7 +138,7 @@ class Deliveries:
         for listed in self._store.list_objects(f"{name}/"):
             newest = max(newest, listed.modified)
             inside = listed.key.removeprefix(f"{name}/")
-            if inside == trigger.marker or inside.endswith("/") or ignored(inside, self._config.ingest.ignore):
+            if inside in ("", trigger.marker) or inside.endswith("/") or ignored(inside, self._config.ingest.ignore):
                 continue
             files, size = files + 1, size + listed.size
             archives = archives or inside.lower().endswith(FILE_KINDS)

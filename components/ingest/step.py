@@ -16,7 +16,7 @@ from components.core.contracts import RunParameters, WindowDocument, describe_de
 from components.core.errors import ConfigurationError, SourceError
 from components.core.logs import progress
 from components.core.probe import check_store
-from components.core.run_claims import claim_number, claimed, join_claim, take_new
+from components.core.run_claims import claim_number, claimed, join_claim, run_arguments, take_new
 from components.core.runs import Run, perform
 from components.core.storage import ObjectStore, open_store
 from components.core.windows import Window
@@ -70,11 +70,12 @@ def find_deliveries(record: Run, config: Config, source: str, *, planning: bool)
     log = ClaimLog(record.store, config.model)
     if source == NEW and planning:
         state = log.read()
-        return state.next_batch(Deliveries(config).look_once(state.taken))
+        return state.next_batch(Deliveries(config).complete(state.taken))
     if source == NEW:
         incoming = Deliveries(config)
         incoming.check()
-        return take_new(log, incoming.look_once, record.run_id)
+        arguments = run_arguments(config, NEW, record.parameters.strategy)
+        return take_new(log, incoming.complete, record.run_id, arguments)
     number = claim_number(source)
     if number is None:
         return (source,)

@@ -22,13 +22,14 @@ from components.core.errors import ConfigurationError, RunFailed
 from components.core.metrics import TriggerMetrics
 from components.core.plans import find_plan
 from components.core.probe import check_store
+from components.core.run_claims import run_arguments
 from components.core.storage import ObjectStore, open_store
 from components.core.windows import Window
 from components.ingest.deliveries import Deliveries
 from components.ingest.sources import absolute_source, check_source, names_claim, names_window
 from pipelines.status import user
 from pipelines.trigger.launcher import Launcher, LauncherUnavailable
-from pipelines.trigger.service import Loop, Trigger, default_arguments, tell
+from pipelines.trigger.service import Loop, Trigger, tell
 from pipelines.trigger.watcher import Look
 
 logger = logging.getLogger(__name__)
@@ -55,7 +56,7 @@ def watch_once(config_path: Path) -> str:
         UnsoundStore: The store does not keep what claims rest on.
         RunFailed: The engine does not answer.
     """
-    trigger = _open(config_path)
+    trigger = _open(config_path, once=True)
     with _engine_answers():
         return tell(trigger.tick())
 
@@ -102,7 +103,7 @@ def submit(config_path: Path, source: str, strategy: str, *, again: bool) -> Sub
         find_plan(store, config.model, digest)
     _check_submitted(config, store, source)
     trigger = Trigger(config, store, make_launcher(config_path, config, store))
-    return submit_to(trigger, default_arguments(config, source, strategy), again=again)
+    return submit_to(trigger, run_arguments(config, source, strategy), again=again)
 
 
 def submit_to(trigger: Trigger, arguments: RunArguments, *, again: bool) -> Submission:
@@ -152,13 +153,14 @@ def make_launcher(config_path: Path, config: Config, store: ObjectStore) -> Laun
     return client
 
 
-def _open(config_path: Path) -> Trigger:
+def _open(config_path: Path, *, once: bool = False) -> Trigger:
     config = load_config(config_path)
     store = _open_store(config)
     deliveries = Deliveries(config)
     deliveries.check()
     launcher = make_launcher(config_path, config, store)
-    return Trigger(config, store, launcher, lambda state: deliveries.look(state.taken))
+    look = deliveries.look_once if once else deliveries.look
+    return Trigger(config, store, launcher, lambda state: look(state.taken))
 
 
 def _open_store(config: Config) -> ObjectStore:
@@ -205,7 +207,7 @@ def _locate(look: Look, state: ClaimState, source: str) -> Submission | None:
     closed = state.closed.get(number) if number is not None else None
     if closed is None:
         return None
-    sentence = f"run {closed.run_id} took {source} ({closed.result}); --again has another run on it"
+    sentence = f"{closed.run_id or 'no run'} took {source} ({closed.result}); --again has another run on it"
     return Submission(status="done", run_id=closed.run_id, claim=number, sentence=sentence)
 
 

@@ -18,7 +18,6 @@ from pipelines.local_runs import NAME_VARIABLE, is_alive, run_named, runs_folder
 from pipelines.trigger.launcher import LauncherUnavailable, RunState
 
 COMMAND = (sys.executable, "-c", "from pipelines.cli import main; main()", "run")
-UNKNOWN_SECONDS = 60.0  # a run enters itself into the log of claims a moment before its process locks its file
 CHECK_SECONDS = 0.1
 
 
@@ -29,7 +28,6 @@ class LocalLauncher:
         self._config_path, self._config, self._store = config_path.absolute(), config, store
         self._folder, self._command = runs_folder(config.store), command
         self._children: list[subprocess.Popen[bytes]] = []
-        self._first_asked: dict[str, float] = {}
 
     def find(self, name: str) -> str | None:
         return run_named(self._folder, name)
@@ -60,10 +58,7 @@ class LocalLauncher:
             return "failed" if report.outcome == "failed" else "succeeded"
         if alive is False:
             return "failed"
-        if not run_id.isdecimal():  # Kubeflow's: its own end will be in the log of claims
-            return "running"
-        first = self._first_asked.setdefault(run_id, time.monotonic())
-        return "running" if time.monotonic() - first < UNKNOWN_SECONDS else "gone"
+        return "running"  # of another machine, or Kubeflow's: its own end will be in the log of claims
 
     def _wait_for_id(self, child: subprocess.Popen[bytes], name: str, output: Path) -> str:
         began = time.monotonic()

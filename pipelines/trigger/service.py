@@ -18,10 +18,9 @@ from threading import Event
 
 from components.core.claims import BATCH, NEW, Attempt, Claim, ClaimLog, ClaimState, Ended, Entry, OpenClaim, Started
 from components.core.config import Config
-from components.core.contracts import RunArguments
 from components.core.errors import ConfigurationError, RetrainError
 from components.core.metrics import TriggerMetrics
-from components.core.run_claims import judge_run
+from components.core.run_claims import judge_run, run_arguments
 from components.core.runs import Run
 from components.core.storage import ObjectStore
 from components.ingest.deliveries import Upload
@@ -81,7 +80,7 @@ class Trigger:
                 case Wait():
                     return look
                 case Take(deliveries=deliveries, arguments=arguments):
-                    asked = arguments or default_arguments(self.config, NEW)
+                    asked = arguments or run_arguments(self.config, NEW)
                     self._enter(state, Claim(actor=self.me, deliveries=deliveries, arguments=asked))
                 case Retry(claim=claim):
                     self._enter(state, self._attempt(claim, claim.attempt + 1))
@@ -141,12 +140,6 @@ def _awaits_run(current: OpenClaim | None, claim: OpenClaim) -> bool:
     """Whether the same attempt still is under way, and no run of it is known."""
     same = current is not None and (current.number, current.attempt) == (claim.number, claim.attempt)
     return same and current is not None and current.run_id is None and not current.failed
-
-
-def default_arguments(config: Config, source: str, strategy: str = "auto") -> RunArguments:
-    """What a run is started with, as the configuration has it."""
-    gpus = config.kubeflow
-    return RunArguments(source=source, strategy=strategy, gpu_type=gpus.gpu_type, gpu_count=str(gpus.gpu_count))
 
 
 def run_name(model: str, claim: OpenClaim) -> str:

@@ -16,6 +16,7 @@ from components.core.run_claims import abandon_claim, claim_number, claimed, end
 from components.core.runs import Run, StepRecord
 from components.core.storage import DirectoryStore
 
+ASKED = RunArguments(source="new", strategy="retrain", gpu_type="nvidia.com/gpu", gpu_count="2")
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
 
@@ -88,13 +89,13 @@ def test_success_ends_the_count_of_failures(store: DirectoryStore) -> None:
 
 def test_delivery_refused_alone_stays_refused(store: DirectoryStore) -> None:
     state = write(store, claim("x"), started(0, "r"), ended(0, "r", "refused")).read()
-    assert (state.open, state.closed[0].result, state.next_batch(["x"]), state.failures) == (None, "refused", (), 1)
+    assert (state.open, state.closed[0].result, state.next_batch(["x"]), state.failures) == (None, "refused", (), 0)
 
 
 def test_deliveries_refused_together_are_tried_one_by_one(store: DirectoryStore) -> None:
     log = write(store, claim("x", "y"), started(0, "r"), ended(0, "r", "refused"))
     assert log.read().next_batch(["x", "y"]) == ("x",)
-    assert log.read().next_batch(["x", "y", "z"]) == ("z",), "what was not with them first: it waits for nobody"
+    assert log.read().next_batch(["x", "y", "a"]) == ("x",), "before what came later, or they might wait for ever"
     write(store, claim("x"), started(3, "s"), ended(3, "s"))
     assert log.read().next_batch(["x", "y"]) == ("y",)
     assert log.read().alone == {"y"}
@@ -181,6 +182,7 @@ def test_damaged_log_is_named(store: DirectoryStore, damage: str) -> None:
 def test_what_is_no_entry_by_its_name_is_passed_over(store: DirectoryStore) -> None:
     write(store, claim("x"))
     store.put("claims/m/readme.txt", b"what this is")
+    store.put("claims/m/backup/0000000009.json", b"{}")
     assert log_of(store).read().entries == 1
 
 
@@ -228,27 +230,45 @@ def test_claim_that_does_not_exist(store: DirectoryStore) -> None:
 
 
 def test_run_takes_what_is_new_and_the_same_again(store: DirectoryStore) -> None:
-    assert take_new(log_of(store), lambda taken: ["b", "a"], "r") == ("a", "b")
-    assert take_new(log_of(store), lambda taken: ["b", "a", "c"], "r") == ("a", "b")
-    assert take_new(log_of(store), lambda taken: ["c"], "s") == (), "r is at work"
+    assert take_new(log_of(store), lambda taken: ["b", "a"], "r", ASKED) == ("a", "b")
+    assert take_new(log_of(store), lambda taken: ["b", "a", "c"], "r", ASKED) == ("a", "b")
+    with pytest.raises(ConfigurationError, match="run r is at batch:0 since 2026-01-01 00:00 UTC"):
+        take_new(log_of(store), lambda taken: ["c"], "s", ASKED)
     write(store, ended(0, "r"))
-    assert take_new(log_of(store), lambda taken: ["a", "c"], "s") == ("c",)
+    assert take_new(log_of(store), lambda taken: ["a", "c"], "s", ASKED) == ("c",)
     write(store, ended(2, "s"))
-    assert take_new(log_of(store), lambda taken: ["d"], "r") == ("a", "b"), "retried from the UI after its end"
+    assert take_new(log_of(store), lambda taken: ["d"], "r", ASKED) == ("a", "b"), "retried from the UI after its end"
 
 
 def test_run_on_what_is_new_takes_over_what_failed(store: DirectoryStore) -> None:
     write(store, claim("x"), started(0, "r"), ended(0, "r", "failed"))
-    assert take_new(log_of(store), lambda taken: ["y"], "s") == ("x",)
+    assert take_new(log_of(store), lambda taken: ["y"], "s", ASKED) == ("x",)
 
 
 def test_run_on_what_is_new_leaves_a_claim_alone_whose_run_is_being_started(store: DirectoryStore) -> None:
     write(store, claim("x"))
-    assert take_new(log_of(store), lambda taken: ["y"], "s") == ()
+    with pytest.raises(ConfigurationError, match="a run that a is starting is at batch:0"):
+        take_new(log_of(store), lambda taken: ["y"], "s", ASKED)
+
+
+def test_run_on_what_is_new_is_started_again_as_it_was_and_leaves_requests_alone(store: DirectoryStore) -> None:
+    write(store, request("x"))
+    assert take_new(log_of(store), lambda taken: ["x", "y"], "r", ASKED) == ("y",)
+    state = log_of(store).read()
+    assert state.open is not None
+    assert state.open.arguments == ASKED
+    assert [r.arguments.source for r in state.requests] == ["x"]
+
+
+def test_claim_that_was_given_up_is_joined_by_no_run(store: DirectoryStore) -> None:
+    write(store, claim("x"))
+    abandon_claim(log_of(store), 0, "ada", "gone")
+    with pytest.raises(ConfigurationError, match="batch:0 was given up: gone"):
+        join_claim(log_of(store), 0, "late")
 
 
 def test_nothing_new_leaves_no_entry(store: DirectoryStore) -> None:
-    assert take_new(log_of(store), lambda taken: [], "r") == ()
+    assert take_new(log_of(store), lambda taken: [], "r", ASKED) == ()
     assert log_of(store).read().entries == 0
 
 

@@ -4,26 +4,30 @@ from __future__ import annotations
 
 import logging
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from components.core.config import Config, TriggerConfig
+from components.core.config import Config, StoreConfig, TriggerConfig
 from components.core.errors import ConfigurationError, StoreUnreachable
 from components.core.storage import ListedFolder, ListedObject, ObjectStore, S3Store
 from components.ingest.deliveries import Deliveries, Upload
+from tests import servers
 from tests.servers import Backend
 
 
 @pytest.fixture
 def incoming(backend: Backend) -> ObjectStore:
     """Where deliveries arrive: beside the store."""
+    if backend.server is None:
+        Path(backend.config.uri + "-incoming").mkdir()
     return backend.open(uri=backend.config.uri + "-incoming")
 
 
 def deliveries(backend: Backend, **policy: Any) -> Deliveries:
-    source = backend.config.uri + "-incoming"
-    return Deliveries(Config(store=backend.config, trigger=TriggerConfig(source=source, **policy)))
+    policy = {"source": backend.config.uri + "-incoming", **policy}
+    return Deliveries(Config(store=backend.config, trigger=TriggerConfig(**policy)))
 
 
 def put(store: ObjectStore, *keys: str) -> None:
@@ -109,7 +113,7 @@ def test_single_look_judges_by_the_clocks(
     put(incoming, "a/cat/1.png", "b/cat/1.png", "b/_SUCCESS")
     looks = deliveries(backend, quiet_minutes=30)
     source = f"{backend.config.uri}-incoming"
-    assert list(looks.look_once(())) == [f"{source}/b"]
+    assert looks.complete(()) == [f"{source}/b"]
 
     class Later(datetime):
         @classmethod
@@ -117,12 +121,55 @@ def test_single_look_judges_by_the_clocks(
             return datetime.now(UTC) + timedelta(minutes=31)
 
     monkeypatch.setattr("components.ingest.deliveries.datetime", Later)
-    assert list(looks.look_once(())) == [f"{source}/a", f"{source}/b"]
+    assert looks.complete(()) == [f"{source}/a", f"{source}/b"]
+
+
+def test_folder_as_consoles_make_them_is_no_image(backend: Backend) -> None:
+    looks = deliveries(backend)
+    looks._store.list_children = lambda: iter([ListedFolder(key="may")])  # type: ignore[method-assign]
+    placeholder = ListedObject(key="may/", size=0, modified=datetime.now(UTC))
+    looks._store.list_objects = lambda prefix: iter([placeholder])  # type: ignore[method-assign]
+    looks._check_directory = lambda: None  # type: ignore[method-assign]
+    assert [(u.marked, u.fingerprint) for u in looks.look(())] == [(False, "")]
+
+
+def test_source_that_vanishes_is_not_one_where_nothing_is_new(tmp_path: Path) -> None:
+    (tmp_path / "incoming").mkdir()
+    looks = deliveries(
+        servers.Backend(name="directory", config=StoreConfig(uri=str(tmp_path / "x"))),
+        source=str(tmp_path / "incoming"),
+    )
+    assert looks.look(()) == []
+    (tmp_path / "incoming").rmdir()
+    with pytest.raises(ConfigurationError, match="no directory"):
+        looks.look(())
+
+
+def test_folder_that_cannot_be_looked_into_stops_no_other(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("bad", "good"):
+        (tmp_path / "incoming" / name).mkdir(parents=True)
+    (tmp_path / "incoming" / "bad" / "loop").symlink_to(".")
+    for name in ("0.png", "_SUCCESS"):
+        (tmp_path / "incoming" / "good" / name).touch()
+    looks = deliveries(
+        servers.Backend(name="directory", config=StoreConfig(uri=str(tmp_path / "x"))),
+        source=str(tmp_path / "incoming"),
+    )
+    assert [upload.marked for upload in looks.look(())] == [True]
+    assert "bad cannot be looked into" in caplog.text
+
+
+@pytest.mark.parametrize(("source", "store"), [("in", "in/store"), ("store/in", "store"), ("in", "in")])
+def test_store_and_source_lie_apart(tmp_path: Path, source: str, store: str) -> None:
+    config = Config(store=StoreConfig(uri=str(tmp_path / store)), trigger=TriggerConfig(source=str(tmp_path / source)))
+    with pytest.raises(ConfigurationError, match="one of which holds the other"):
+        Deliveries(config)
 
 
 def test_name_that_no_key_may_have_is_passed_over(backend: Backend, caplog: pytest.LogCaptureFixture) -> None:
     looks = deliveries(backend)
     bad = ListedFolder(key="a\nb")
+    looks._check_directory = lambda: None  # type: ignore[method-assign]
     looks._store.list_children = lambda: iter([bad, bad])  # type: ignore[method-assign]
     with caplog.at_level(logging.WARNING):
         assert looks.look(()) == []

@@ -13,7 +13,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -139,11 +139,14 @@ class World:
         number = claim_number(run.source)
         try:
             if number is None:
-                run.deliveries = take_new(self.log, lambda taken: [n for n in self.source if self.complete(n)], run_id)
+                run.deliveries = take_new(self.log, self._complete, run_id, RunArguments(source="new"))
             else:
                 run.deliveries = join_claim(self.log, number, run_id)
         except ConfigurationError:
             run.state = "failed"
+
+    def _complete(self, taken: Container[str]) -> list[str]:
+        return [name for name in self.source if self.complete(name)]
 
     def finish(self, run_id: str, how: str) -> None:
         """A run at work ends: well, in a crash that it tells or not, or because somebody deletes it."""

@@ -23,6 +23,7 @@ from components.core.config import Config, KubeflowConfig, StoreConfig, TriggerC
 from components.core.contracts import RunArguments
 from components.core.errors import ConfigurationError, RunFailed
 from components.core.metrics import TriggerMetrics
+from components.core.run_claims import run_arguments
 from components.core.storage import DirectoryStore, open_store
 from components.ingest.deliveries import Upload
 from pipelines import kubeflow as connection
@@ -31,7 +32,7 @@ from pipelines.local_runs import is_alive, live_run, runs_folder
 from pipelines.trigger.commands import submit, submit_to
 from pipelines.trigger.launcher import LauncherUnavailable, RunState
 from pipelines.trigger.local import LocalLauncher
-from pipelines.trigger.service import Loop, Trigger, default_arguments, tell
+from pipelines.trigger.service import Loop, Trigger, tell
 from pipelines.trigger.watcher import Follow, Look, Memory, Wait
 from tests import servers
 from tests.kubeflow import Fault, Kubeflow, serve
@@ -215,7 +216,7 @@ def test_loop_wakes_at_once_and_stops_after_its_tick(config: Config) -> None:
 
 
 def request_of(config: Config, source: str = "s3://incoming/x", strategy: str = "auto") -> RunArguments:
-    return default_arguments(config, source, strategy)
+    return run_arguments(config, source, strategy)
 
 
 def test_submitted_source_gets_one_run(config: Config) -> None:
@@ -409,15 +410,8 @@ def test_local_run_that_does_not_begin_is_told_with_what_it_said(tmp_path: Path)
         launcher(tmp_path, "never", 0, 2).start("retrain-m-0-1", RunArguments(source="batch:0"))
 
 
-def test_run_that_nobody_knows_is_gone_after_a_while(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    local = launcher(tmp_path, "42", 0)
-    assert local.state("7") == "running", "it may be about to lock its file"
-    monkeypatch.setattr("pipelines.trigger.local.UNKNOWN_SECONDS", 0.0)
-    assert local.state("7") == "gone"
-
-
-def test_run_of_the_other_engine_is_not_called_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipelines.trigger.local.UNKNOWN_SECONDS", 0.0)
+def test_run_of_another_engine_or_machine_is_not_called_deleted(tmp_path: Path) -> None:
+    assert launcher(tmp_path, "42", 0).state("7") == "running"
     assert launcher(tmp_path, "42", 0).state("0b54a4f0-98a7-4b42-94a5-3a4e39c1c0ab") == "running"
     api = load_config(write_config(tmp_path, kubeflow={"host": "http://127.0.0.1:9"}))
     assert KubeflowClient(api, compile_as("x")).state("31415926") == "running"
