@@ -158,7 +158,7 @@ def abandon(
 
 @app.command()
 def status(config: ConfigPath = DEFAULT_CONFIG, as_json: AsJson = False) -> None:
-    """Show the champion, the ledger, the runs, which of them wait for approval, and what is in quarantine."""
+    """Show the champion, the ledger, the runs, what claims took, what waits for approval, and what is in quarantine."""
     from pipelines.status import print_status
 
     print_status(config, as_json=as_json)

@@ -23,8 +23,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from components.core.config import Config, ScheduleConfig
-from components.core.contracts import RunArguments
 from components.core.errors import RunFailed
+from components.core.run_claims import run_arguments
 from pipelines.client import NOT_FOUND, KubeflowClient, PipelineVersion, RecurringRun
 from pipelines.kubeflow import KubeflowRefused
 
@@ -164,13 +164,7 @@ class _Applying:
     def _body(self, schedule: ScheduleConfig) -> Any:
         if self._version is None or self._experiment_id is None:
             return None
-        kubeflow = self._config.kubeflow
-        arguments = RunArguments(
-            source=schedule.source,
-            strategy=schedule.strategy,
-            gpu_type=kubeflow.gpu_type,
-            gpu_count=str(kubeflow.gpu_count),
-        )
+        arguments = run_arguments(self._config, schedule.source, schedule.strategy)
         return self._client.recurring_run_body(
             schedule.name, _trigger(schedule), arguments, self._version, self._experiment_id
         )

@@ -30,14 +30,10 @@ def gate(
     Returns:
         promote, escalate (a stronger strategy is left to try), reject or hold (more labelled images would decide).
     """
-    from components.core.contracts import Evaluation
-    from components.core.runs import open_run
     from components.gate import step
-    from components.gate.figures import list_figures
 
     verdict = step.run(config, run_id, rung)
-    judged = open_run(config, run_id).need(f"evaluate-{rung}", Evaluation)
-    for name, value in list_figures(verdict, judged).items():
+    for name, value in step.figures(config, run_id, rung, verdict).items():
         gate_metrics.log_metric(name, value)
     with open(gate_checks.path, "w") as file:
         file.write(verdict.markdown)

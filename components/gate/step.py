@@ -6,6 +6,7 @@ from components.core.contracts import Evaluation, Verdict
 from components.core.plans import Decision
 from components.core.rematches import Rematch, judgement_name
 from components.core.runs import Run, open_run, perform
+from components.gate.figures import list_figures
 from components.gate.judgement import judge
 from components.gate.looks import count_looks, forget_failure, note_look
 
@@ -21,6 +22,11 @@ def run(config_path: str, run_id: str, rung: int, rematch: Rematch | None = None
     """
     record, number = open_run(config_path, run_id), rematch.number if rematch else 0
     return perform(f"gate-{judgement_name(rung, number)}", record, Verdict, lambda: _judge(record, rung, number))
+
+
+def figures(config_path: str, run_id: str, rung: int, verdict: Verdict) -> dict[str, float]:
+    """What the first judgement of an attempt rests on, by name; see `list_figures`."""
+    return list_figures(verdict, open_run(config_path, run_id).need(f"evaluate-{rung}", Evaluation))
 
 
 def _judge(record: Run, rung: int, rematch: int) -> Verdict:
