@@ -27,6 +27,13 @@ AsJson = Annotated[bool, typer.Option("--json", help="One JSON object a line on 
 Source = Annotated[
     str, typer.Argument(help="Folder, s3:// prefix, .csv, .parquet or .tar of labelled images; or the id of a window.")
 ]
+RunSource = Annotated[
+    str,
+    typer.Argument(
+        help="Folder, s3:// prefix, .csv, .parquet or .tar of images; id of a window; new: what was delivered below "
+        "trigger.source and no run has taken; or batch:N: what a claim took."
+    ),
+]
 StrategyOption = Annotated[
     str, typer.Option(help="auto, or the name of one: fine-tune, distil, retrain, ... (see `retrain config`).")
 ]
@@ -62,7 +69,7 @@ def ingest(source: Source, config: ConfigPath = DEFAULT_CONFIG, as_json: AsJson 
 
 @app.command()
 def plan(
-    source: Source, config: ConfigPath = DEFAULT_CONFIG, strategy: StrategyOption = "auto", as_json: AsJson = False
+    source: RunSource, config: ConfigPath = DEFAULT_CONFIG, strategy: StrategyOption = "auto", as_json: AsJson = False
 ) -> None:
     """Say what a run would do with a delivery and why, what that brings and costs, and what would change it."""
     from components.core import logs
